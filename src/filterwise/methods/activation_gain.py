@@ -8,7 +8,6 @@ estimates, up to 9e-4 off, and are kept for published checkpoints only.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from typing import TYPE_CHECKING
@@ -83,7 +82,10 @@ def _function(activation: str) -> tuple[Callable[[Tensor], Tensor], tuple[float,
     return lambda z: functional.leaky_relu(z, slope), (0.0,)
 
 
-@functools.cache
+# A plain dictionary, since a compiler would trace the quadrature through functools.cache.
+_KNOWN: dict[tuple[str, bool], float] = {}
+
+
 def activation_gain(activation: str, *, public: bool = False) -> float:
     """Return the gain of an activation by name, or ``leaky_relu_SLOPE``.
 
@@ -97,18 +99,30 @@ def activation_gain(activation: str, *, public: bool = False) -> float:
     Source: Brock, De, Smith, *Characterizing signal propagation to close the performance gap in
     unnormalized ResNets*, arXiv 2101.08692, section 4; constants: specification, 5.3.
     """
+    key = (activation, public)
+    if key not in _KNOWN:
+        _KNOWN[key] = _published(activation) if public else _computed(activation)
+    return _KNOWN[key]
+
+
+def _known(activation: str) -> tuple[Callable[[Tensor], Tensor], tuple[float, ...]]:
     found = _function(activation)
     if found is None:
         names = ", ".join(ACTIVATIONS)
         raise ValueError(f"activation must be one of {names}, {LEAKY}SLOPE, got {activation!r}")
-    if public:
-        if activation not in PUBLIC_GAINS:
-            names = ", ".join(PUBLIC_GAINS)
-            raise ValueError(
-                f"activation {activation!r} has no public constant; these have: {names}"
-            )
-        return PUBLIC_GAINS[activation]
-    function, kinks = found
+    return found
+
+
+def _published(activation: str) -> float:
+    _known(activation)
+    if activation not in PUBLIC_GAINS:
+        names = ", ".join(PUBLIC_GAINS)
+        raise ValueError(f"activation {activation!r} has no public constant; these have: {names}")
+    return PUBLIC_GAINS[activation]
+
+
+def _computed(activation: str) -> float:
+    function, kinks = _known(activation)
     ends = [-REACH, *kinks, REACH]
     first = second = 0.0
     with torch.inference_mode(False), torch.no_grad():

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = ["EquilibriumNormalization"]
 
+LEAST_SHARE = 0.1
+MOST_POSITIVE = 2.0
+
 
 @dataclass(frozen=True)
 class EquilibriumNormalization(Method):
@@ -163,6 +166,48 @@ class EquilibriumNormalization(Method):
         if gain is not None:
             out = out * gain.to(dtype).reshape(-1, *[1] * (weight.dim() - 1))
         return out.to(weight.dtype)
+
+    def problems(self, weight: Tensor, input_mean: Tensor) -> list[tuple[str, str]]:
+        """Return what keeps these statistics from balancing this weight, as (level, words).
+
+        Levels are ``"error"`` and ``"warning"``. Values are read back from the device.
+        """
+        found = []
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        wide = weight.to(dtype)
+        v = input_mean.to(dtype)
+        grouped = v.view(-1, weight.shape[1])
+        share = (grouped.sum(1).abs() / grouped.abs().sum(1).clamp_min(1e-38)).min()
+        if share < LEAST_SHARE:
+            found.append(
+                (
+                    "error",
+                    f"has an input without a positive mean: its channel means add up to {share:.2g}"
+                    f" of the sum of their sizes, and below {LEAST_SHARE} the shift has no bound;"
+                    " feed pictures that are not normalized to mean zero",
+                )
+            )
+        dims = tuple(range(1, weight.dim()))
+        spread = _per_weight(v, weight)
+        balanced = self.effective(wide, v)
+        two_pass = (spread * balanced.clamp_min(0)).sum(dims)
+        dead = int((balanced == 0).flatten(1).all(1).sum())
+        if dead:
+            found.append(
+                ("warning", f"has {dead} filters that are constant or see channels of mean 0 only")
+            )
+        large = int((two_pass > MOST_POSITIVE).sum())
+        if self.single_pass and large:
+            found.append(
+                (
+                    "warning",
+                    f"has {large} filters whose positive part weighs more than {MOST_POSITIVE:g}"
+                    " after the single pass; use equinorm(single_pass=false)",
+                )
+            )
+        if not self.single_pass and int((two_pass < 0).sum()):
+            found.append(("warning", "has filters whose positive part weighs less than 0"))
+        return found
 
 
 def _per_weight(values: Tensor, weight: Tensor) -> Tensor:

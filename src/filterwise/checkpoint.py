@@ -1,0 +1,112 @@
+"""The method's options in a checkpoint's metadata, and what loading says about them.
+
+``state_dict()._metadata[layer]["filterwise"]`` is a flat dictionary of the method's name, its
+options and the library's version. It survives ``torch.save``, deepcopy and averaged copies; a
+plain dictionary copy loses it.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from filterwise.errors import CheckpointWarning
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from filterwise.methods.method import Method
+
+__all__ = [
+    "KEY",
+    "add_load_hook",
+    "compare_options",
+    "options_record",
+    "remove_load_hook",
+    "write_options",
+]
+
+KEY = "filterwise"
+FORMAT = 1
+
+
+def options_record(method: Method) -> dict[str, str | float | int | bool]:
+    """Return a method as a flat dictionary of strings and numbers."""
+    record: dict[str, str | float | int | bool] = {"method": method.name, "format": FORMAT}
+    for name, value in method.all_options().items():
+        plain = isinstance(value, str | float | int)
+        record[name] = value if plain else json.dumps(value)
+    return record
+
+
+def write_options(destination: Any, prefix: str, method: Method) -> None:
+    """Write a layer's options into the metadata of a state dictionary, if it has any."""
+    metadata = getattr(destination, "_metadata", None)
+    if metadata is not None:
+        metadata.setdefault(prefix[:-1], {})[KEY] = options_record(method)
+
+
+def compare_options(metadata: dict[str, Any], method: Method, absent: list[str]) -> str | None:
+    """Return what a checkpoint says of one layer, where that is not what the layer is.
+
+    Args:
+        metadata: The layer's entry, as torch hands it over while loading.
+        method: What the layer computes.
+        absent: Parameters and buffers of the method that the checkpoint does not have.
+    """
+    saved = metadata.get(KEY)
+    if saved is not None:
+        here = options_record(method)
+        if saved == here:
+            return None
+        if saved.get("method") != here["method"]:
+            return f"it was saved as {saved.get('method')} and is loaded into {method.name}"
+        changed = [
+            f"{name} {saved.get(name)} -> {here.get(name)}"
+            for name in dict.fromkeys([*saved, *here])
+            if saved.get(name) != here.get(name)
+        ]
+        return f"it was saved as {method.name} with other options ({', '.join(changed)})"
+    start = f"; {', '.join(absent)} start at their initial values" if absent else ""
+    if "version" in metadata:
+        return (
+            f"the checkpoint is a plain model's, or another library's, and the layer computes"
+            f" {method}: the function changes{start}"
+        )
+    return f"the checkpoint has lost its metadata, so that its options are unknown{start}"
+
+
+def add_load_hook(model: nn.Module) -> None:
+    """Let a converted model say, once a load, where a checkpoint's options differ."""
+    model.register_load_state_dict_post_hook(_say_what_differs)
+
+
+def remove_load_hook(model: nn.Module) -> None:
+    """Take that hook off again, also from a copy of the model."""
+    for module in model.modules():
+        hooks = module._load_state_dict_post_hooks
+        for key in [key for key, hook in hooks.items() if hook is _say_what_differs]:
+            del hooks[key]
+
+
+def _say_what_differs(model: nn.Module, incompatible_keys: object) -> None:
+    del incompatible_keys
+    found: dict[str, list[str]] = {}
+    layers = 0
+    for name, module in model.named_modules():
+        state = module.__dict__.get("_filterwise")
+        if state is None:
+            continue
+        layers += 1
+        if state.loaded:
+            found.setdefault(state.loaded, []).append(name or type(module).__name__)
+            state.loaded = None
+    for what, names in found.items():
+        warnings.warn(
+            f"{names[0]}: {what}. The same holds for {len(names)} of {layers} converted layers. Raw"
+            " weights were loaded as they are; to compute the saved function, convert with the"
+            " options that it was saved with.",
+            CheckpointWarning,
+            stacklevel=4,
+        )

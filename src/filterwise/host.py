@@ -1,0 +1,362 @@
+"""How a converted layer computes, and how it keeps its weight.
+
+A converted layer is an instance of a subclass made on the fly (``FilterwiseConv2d``), so
+``isinstance`` stays true and exact-type tools leave it alone. Its ``weight`` is the raw weight, an
+ordinary parameter under its ordinary key; gains are extra parameters. The effective weight is
+computed in ``forward`` and never stored.
+"""
+
+from __future__ import annotations
+
+import functools
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from filterwise import balance, checkpoint
+from filterwise.errors import ConversionError
+from filterwise.filters import CONVOLUTIONS, TRANSPOSED, FilterLayout, layout_of
+from filterwise.methods.equinorm import EquilibriumNormalization
+from filterwise.methods.method import WeightMethod
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import Tensor
+
+    from filterwise.kernel import Kernel
+    from filterwise.methods.method import Method
+
+__all__ = [
+    "HostState",
+    "base_class",
+    "converted",
+    "effective_weight",
+    "install",
+    "is_converted",
+    "state_of",
+    "uninstall",
+]
+
+STATE = "_filterwise"
+
+
+@dataclass
+class HostState:
+    """What a converted layer knows of its conversion; never in a checkpoint's tensors.
+
+    Attributes:
+        method: The method with its options.
+        parameter: Name of the raw weight in the layer, nearly always ``"weight"``.
+        layout: Where its filters lie.
+        recipe: The recipe that converted it, for messages.
+        kernel: Which implementation computes the effective weight.
+        adds_bias: Whether the method gave the layer a bias it did not have.
+        assigning: True while a checkpoint is loaded, when the raw weight may be a new parameter.
+        loaded: What the last load found in place of these options, until it was said.
+        looked: Modes in which an EquiNorm layer's first batch was looked at.
+    """
+
+    method: Method
+    parameter: str
+    layout: FilterLayout
+    recipe: str
+    kernel: Kernel = "auto"
+    adds_bias: bool = False
+    assigning: bool = False
+    loaded: str | None = None
+    looked: set[str] = field(default_factory=set)
+
+    def name(self, role: str) -> str:
+        """Return the attribute that holds a gain, an offset or a statistic of this layer."""
+        return role if self.parameter == "weight" else f"{self.parameter}_{role}"
+
+
+class Hosted(nn.Module):
+    """What every converted layer has beside its base class."""
+
+    _filterwise: HostState
+    _filterwise_base: type[nn.Module]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse a new parameter in place of the raw weight: it would be normalized again."""
+        state = self.__dict__.get(STATE)
+        if state is not None and name == state.parameter and isinstance(value, nn.Parameter):
+            old = self._parameters.get(name)
+            allowed = old is None or old is value or state.assigning
+            if not allowed and not _is_distributed(old) and not _is_distributed(value):
+                raise ConversionError(
+                    f"a new parameter was assigned to .{name} of a layer converted to"
+                    f" {state.method}; it would be normalized again, and a fused or tied one would"
+                    " not be used as it is. Write in place (weight.copy_), or call fold(model) or"
+                    " unconvert_(model) first. The layer is unchanged."
+                )
+        super().__setattr__(name, value)
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Name the base class, since the class made on the fly cannot be imported."""
+        del protocol
+        return _rebuild, (self._filterwise_base,), self.__getstate__()
+
+    def extra_repr(self) -> str:
+        """Return the base class's text and the method."""
+        state = self._filterwise
+        words = [super().extra_repr(), str(state.method)]
+        if state.parameter != "weight":
+            words.append(f"on {state.parameter}")
+        if state.kernel != "auto":
+            words.append(f"kernel={state.kernel}")
+        return ", ".join(word for word in words if word)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        checkpoint.write_options(destination, prefix, self._filterwise.method)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Tensor],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        state = self._filterwise
+        state.assigning = True
+        try:
+            super()._load_from_state_dict(
+                state_dict,
+                prefix,
+                local_metadata,
+                strict,
+                missing_keys,
+                unexpected_keys,
+                error_msgs,
+            )
+        finally:
+            state.assigning = False
+        if prefix + state.parameter not in state_dict:
+            return
+        absent = [name for name in _added(self) if prefix + name not in state_dict]
+        for name in absent:
+            if prefix + name in missing_keys:
+                missing_keys.remove(prefix + name)
+        _start(self, absent)
+        state.loaded = checkpoint.compare_options(local_metadata, state.method, absent)
+
+
+def _is_distributed(value: object) -> bool:
+    """Tell a DTensor, whose shards FSDP puts in place of the parameter, without importing it."""
+    return any(cls.__name__ == "DTensor" for cls in type(value).__mro__)
+
+
+def _rebuild(base: type[nn.Module]) -> nn.Module:
+    cls = _hosted_class(base)
+    return cls.__new__(cls)
+
+
+@functools.cache
+def _hosted_class(base: type[nn.Module]) -> type[nn.Module]:
+    if base in CONVOLUTIONS:
+        forward: Any = _forward_convolution
+    elif base in TRANSPOSED:
+        forward = _forward_transposed
+    elif base is nn.Linear:
+        forward = _forward_linear
+    else:
+        forward = _forward_replaced
+    # The base's module name keeps torch's own layers leaves of torch.fx, which would otherwise
+    # trace into the forward and freeze the effective weight as a constant.
+    body = {
+        "forward": forward,
+        "_filterwise_base": base,
+        "__module__": base.__module__,
+        "__doc__": f"A {base.__name__} whose weight is normalized filter by filter.",
+    }
+    return type(f"Filterwise{base.__name__}", (Hosted, base), body)
+
+
+def _forward_convolution(self: Any, input: Tensor) -> Tensor:
+    return self._conv_forward(input, effective_weight(self, input), self.bias)
+
+
+def _forward_linear(self: Any, input: Tensor) -> Tensor:
+    return functional.linear(input, effective_weight(self, input), self.bias)
+
+
+def _forward_transposed(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+    spatial = len(self.kernel_size)
+    output_padding = self._output_padding(
+        input, output_size, self.stride, self.padding, self.kernel_size, spatial, self.dilation
+    )
+    convolve = (
+        functional.conv_transpose1d,
+        functional.conv_transpose2d,
+        functional.conv_transpose3d,
+    )[spatial - 1]
+    weight = effective_weight(self, input)
+    return convolve(
+        input,
+        weight,
+        self.bias,
+        self.stride,
+        self.padding,
+        output_padding,
+        self.groups,
+        self.dilation,
+    )
+
+
+def _forward_replaced(self: Any, *args: Any, **kwargs: Any) -> Any:
+    weight = effective_weight(self, args[0] if args else None)
+    with _replaced(self, self._filterwise.parameter, weight):
+        return self._filterwise_base.forward(self, *args, **kwargs)
+
+
+@contextmanager
+def _replaced(module: nn.Module, name: str, value: Tensor) -> Iterator[None]:
+    """Put a tensor in place of a parameter while the layer's own forward runs."""
+    home: dict[str, Any] = module._parameters if name in module._parameters else module.__dict__
+    raw = home[name]
+    home[name] = value
+    try:
+        yield
+    finally:
+        home[name] = raw
+
+
+def effective_weight(module: nn.Module, input: Tensor | None = None) -> Tensor:
+    """Return what a converted layer computes with, as part of the graph.
+
+    Args:
+        module: A converted layer.
+        input: The layer's input. Only EquiNorm in training reads it (and then updates its running
+            mean); in evaluation, or without an input, EquiNorm takes the running mean.
+
+    Returns:
+        Tensor of the raw weight's shape, dtype and strides.
+    """
+    state = state_of(module)
+    weight = getattr(module, state.parameter)
+    gain = getattr(module, state.name("gain"), None) if state.method.has_gain else None
+    method = state.method
+    if isinstance(method, WeightMethod):
+        offset = getattr(module, state.name("offset")) if method.has_offset else None
+        return method.effective(weight, state.layout, gain, offset, state.kernel)
+    if not isinstance(method, EquilibriumNormalization):
+        raise TypeError(f"no host for the method {method!r}")
+    return balance.effective_weight(module, method, weight, gain, input)
+
+
+def is_converted(module: nn.Module) -> bool:
+    """Tell whether this very module is a converted layer."""
+    return STATE in module.__dict__
+
+
+def state_of(module: nn.Module) -> HostState:
+    """Return what a converted layer knows of its conversion.
+
+    Raises:
+        ValueError: If the module is not converted.
+    """
+    state = module.__dict__.get(STATE)
+    if state is None:
+        raise ValueError(f"{type(module).__name__} is not a converted layer")
+    return state
+
+
+def base_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class a module had before it was converted (its own, if it is plain)."""
+    return module._filterwise_base if isinstance(module, Hosted) else type(module)
+
+
+def converted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield name and module of every converted layer, each once, in registration order."""
+    for name, module in model.named_modules():
+        if is_converted(module):
+            yield name, module
+
+
+def install(
+    module: nn.Module, method: Method, parameter: str, recipe: str, kernel: Kernel = "auto"
+) -> None:
+    """Convert one layer in place: it gets its gain and the class that computes with it.
+
+    The caller has checked that the method suits the layer. Nothing is changed if this raises, the
+    raw weight never, and no random number is drawn.
+    """
+    weight = getattr(module, parameter)
+    state = HostState(method, parameter, layout_of(module, parameter), recipe, kernel)
+    cls = _hosted_class(type(module))
+    added: dict[str, nn.Parameter | Tensor] = {}
+    with torch.inference_mode(False), torch.no_grad():
+        if method.has_gain:
+            start = method.gain_start(state.layout.matrix(weight.detach())).clone()
+            added[state.name("gain")] = (
+                nn.Parameter(start, weight.requires_grad) if method.learns_gain else start
+            )
+        if method.has_offset:
+            offset = weight.new_zeros(state.layout.filters(weight.shape))
+            added[state.name("offset")] = nn.Parameter(offset, weight.requires_grad)
+        if isinstance(method, EquilibriumNormalization):
+            added |= balance.buffers(module, method, weight)
+            if method.affine and module._parameters.get("bias") is None:
+                state.adds_bias = True
+                added["bias"] = nn.Parameter(
+                    weight.new_zeros(weight.shape[0]), weight.requires_grad
+                )
+    for name, value in added.items():
+        if isinstance(value, nn.Parameter):
+            module.register_parameter(name, value)
+        else:
+            module.register_buffer(name, value)
+    module.__dict__[STATE] = state
+    module.__class__ = cls
+
+
+def uninstall(module: nn.Module) -> None:
+    """Give a converted layer the class it had, and take its gain, offset and statistics away.
+
+    A bias that the conversion added stays: the layer's function would change without it.
+    """
+    names = [name for name in _added(module) if name != "bias"]
+    module.__class__ = base_class(module)
+    for name in names:
+        delattr(module, name)
+    del module.__dict__[STATE]
+
+
+def _added(module: nn.Module) -> list[str]:
+    """Return the names of the parameters and buffers that the conversion put into the layer."""
+    state = state_of(module)
+    method = state.method
+    names = [state.name("gain")] if method.has_gain else []
+    names += [state.name("offset")] if method.has_offset else []
+    names += [name for name in balance.BUFFERS if name in module._buffers]
+    return [*names, "bias"] if state.adds_bias else names
+
+
+def _start(module: nn.Module, names: list[str]) -> None:
+    """Set parameters and buffers that a checkpoint does not have to their initial values."""
+    state = state_of(module)
+    weight = getattr(module, state.parameter).detach()
+    with torch.no_grad():
+        for name in names:
+            old = getattr(module, name)
+            if name == state.name("gain"):
+                start = state.method.gain_start(state.layout.matrix(weight))
+            elif name in ("input_mean", "geometry_factor"):
+                start = torch.ones_like(old, device=weight.device)
+            else:
+                start = torch.zeros_like(old, device=weight.device)
+            if old.device == start.device:
+                old.copy_(start)
+            elif isinstance(old, nn.Parameter):  # a checkpoint assigned into a meta model
+                module._parameters[name] = nn.Parameter(start, old.requires_grad)
+            else:
+                module._buffers[name] = start
