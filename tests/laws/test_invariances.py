@@ -14,16 +14,10 @@ from support.laws import law
 from support.tolerances import WRONG
 
 
-def cells(subject: Subject, weight: torch.Tensor) -> list:
-    """Return indices of what is standardized together: all columns, or those of one label."""
-    labels = subject.labels(weight.shape)
-    return [slice(None)] if labels is None else [labels[0] == one for one in (0, 1)]
-
-
 def spread(subject: Subject, values: torch.Tensor) -> list[tuple[references.Formula, list[float]]]:
     """Return, per cell, the formula and the s of each filter."""
     found = []
-    for part in cells(subject, values):
+    for part in subject.parts(values):
         rows = values[:, part].double()
         shared = subject.case.cells and subject.flags.shared
         rows = rows.reshape(1, -1) if shared else rows
@@ -36,7 +30,7 @@ def spread(subject: Subject, values: torch.Tensor) -> list[tuple[references.Form
 def factors(subject: Subject, values: torch.Tensor, ratio) -> torch.Tensor:
     """Return ``ratio(formula, s)`` for every weight, in float64."""
     out = torch.ones(values.shape, dtype=torch.float64)
-    for part, (f, s) in zip(cells(subject, values), spread(subject, values), strict=True):
+    for part, (f, s) in zip(subject.parts(values), spread(subject, values), strict=True):
         out[:, part] = torch.tensor([[ratio(f, one)] for one in s], dtype=torch.float64)
     return out
 

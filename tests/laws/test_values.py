@@ -83,9 +83,7 @@ def test_law02_declared_scale(subject: Subject):
             positive, gains, relative=subject.tolerance, what="weight of the positive part"
         )
         return
-    labels = subject.labels(weight.shape)
-    parts = [slice(None)] if labels is None else [labels[0] == one for one in (0, 1)]
-    for part in parts:
+    for part in subject.parts(weight):
         raw, out = weight[:, part].double(), effective[:, part]
         if subject.case.cells and subject.flags.shared:
             raw, out = raw.reshape(1, -1), out.reshape(1, -1)
@@ -214,16 +212,11 @@ def test_law05_constant_filters(subject: Subject):
         upstream = subject.draw(len(weight), fan_in, ratio=0.2, std=1.0, seed=fan_in)
         found = subject.gradients(weight, upstream, gain, offset)[0]
         expected = torch.zeros(weight.shape, dtype=torch.float64)
-        for part in _cells_of(subject, weight):
-            expected[part] = _limit(subject, upstream.double()[part], gain)
+        for part in subject.parts(weight):
+            expected[:, part] = _limit(subject, upstream.double()[:, part], gain)
         expected = subject.saturated(expected)
         absolute, relative = subject.bound(expected, gradient=True)
         assert_close(found, expected, absolute=absolute, relative=relative, what="gradient")
-
-
-def _cells_of(subject: Subject, weight: torch.Tensor) -> list:
-    labels = subject.labels(weight.shape)
-    return [...] if labels is None else [(slice(None), labels[0] == one) for one in (0, 1)]
 
 
 def _limit(subject: Subject, upstream: torch.Tensor, gain: torch.Tensor | None) -> torch.Tensor:

@@ -219,6 +219,11 @@ class Subject:
         """Return the labels of a filter matrix, spread over it, for a method of cells."""
         return self.case.labels(shape).expand(tuple(shape)) if self.case.cells else None
 
+    def parts(self, weight: Tensor) -> list[Any]:
+        """Return indices of columns that are standardized together: all, or those of a label."""
+        labels = self.labels(weight.shape)
+        return [slice(None)] if labels is None else [labels[0] == one for one in (0, 1)]
+
     def expected(
         self,
         weight: Tensor,
