@@ -310,13 +310,28 @@ def install(
                 added["bias"] = nn.Parameter(
                     weight.new_zeros(weight.shape[0]), weight.requires_grad
                 )
-    for name, value in added.items():
-        if isinstance(value, nn.Parameter):
-            module.register_parameter(name, value)
+    try:
+        for name, value in added.items():
+            if isinstance(value, nn.Parameter):
+                module.register_parameter(name, value)
+            else:
+                module.register_buffer(name, value)
+        module.__dict__[STATE] = state
+        module.__class__ = cls
+    except BaseException:
+        _take_away(module, list(added))
+        raise
+
+
+def _take_away(module: nn.Module, names: list[str]) -> None:
+    module.__class__ = base_class(module)
+    module.__dict__.pop(STATE, None)
+    for name in names:
+        if name == "bias":
+            module._parameters["bias"] = None
         else:
-            module.register_buffer(name, value)
-    module.__dict__[STATE] = state
-    module.__class__ = cls
+            module._parameters.pop(name, None)
+            module._buffers.pop(name, None)
 
 
 def uninstall(module: nn.Module) -> None:
@@ -324,11 +339,7 @@ def uninstall(module: nn.Module) -> None:
 
     A bias that the conversion added stays: the layer's function would change without it.
     """
-    names = [name for name in _added(module) if name != "bias"]
-    module.__class__ = base_class(module)
-    for name in names:
-        delattr(module, name)
-    del module.__dict__[STATE]
+    _take_away(module, [name for name in _added(module) if name != "bias"])
 
 
 def _added(module: nn.Module) -> list[str]:

@@ -1,9 +1,9 @@
 """The family kernel in plain torch operations: the oracle, on any device.
 
-Every filter is divided by a power of two near its largest entry (exact, so that no square over- or
-underflows) and shifted by its first entry (so that a mean of 1e7 standard deviations costs nothing)
-before anything is summed. Statistics are in float32 or wider. The backward is the closed form
-(specification, section 7.1); five numbers per filter are kept for it, never a second weight.
+Every filter is shifted by its first weight (so that a mean of 1e7 standard deviations costs
+nothing) and divided by its reach (so that no square over- or underflows) before anything is summed.
+Statistics are in float32 or wider. The backward is the closed form (specification, section 7.1);
+five numbers per filter are kept for it, never a second weight.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ class Statistics(NamedTuple):
     Lengths are measured in `unit`, so that none of them leaves the range of the dtype.
     """
 
-    unit: Tensor
-    """Power of two near the filter's largest entry."""
     pivot: Tensor
-    """The filter's first weight."""
+    """The filter's first weight; 0 where the filter's own zero counts."""
+    unit: Tensor
+    """Largest distance of a weight from the pivot; 1 if that is 0."""
     mean: Tensor
-    """Mean of weight minus pivot."""
-    factor: Tensor
-    """f times unit: what a deviation is multiplied with; 0 where the divisor is 0."""
-    curvature: Tensor
-    """h = -2 f'/f of the specification, times unit squared; 0 where nothing is divided."""
+    """Mean of the shifted filter."""
+    root: Tensor
+    """Square root of the second moment, with n - 1 in place of n where the method says so."""
+    divisor: Tensor
+    """1/f; where that is 0, the effective weight is 0 by rule."""
 
 
 def standardize(
@@ -63,61 +63,94 @@ def standardize(
 
     Cost: about eight passes over the weight forward and six backward.
     """
-    return _Standardize.apply(weight, gain, offset, family, layout)[0]
+    # Under torch.func and torch.compile the formula is differentiated by them; both would stumble
+    # over a Function that keeps what it needs outside their sight.
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return _forward(weight, gain, offset, family, layout, smooth=True)[0]
+    return _Standardize.apply(weight, gain, offset, family, layout)
 
 
-def _power_of_two_below(peak: Tensor) -> Tensor:
-    exponent = torch.frexp(peak)[1] - 1
-    unit = torch.exp2(exponent.to(peak.dtype)).clamp_min(torch.finfo(peak.dtype).tiny)
-    unit = torch.where(peak == 0, torch.ones_like(peak), unit)
-    # One infinite weight must spoil its whole filter, visibly; frexp reads it as a small number.
-    return torch.where(peak.isfinite(), unit, torch.nan)
-
-
-def _statistics(view: Tensor, dims: tuple[int, ...], family: Family) -> Statistics:
-    # Unit and pivot cancel in every formula, so a second derivative need not pass through them.
+def _statistics(view: Tensor, dims: tuple[int, ...], family: Family, *, smooth: bool) -> Statistics:
+    # Pivot and unit cancel in every formula, so a second derivative need not pass through them.
     constant = view.detach()
-    unit = _power_of_two_below(constant.abs().amax(dims, keepdim=True))
-    pivot = constant
-    for dim in dims:
-        pivot = pivot.narrow(dim, 0, 1)
-    pivot = pivot / unit
-    shifted = view / unit - pivot
-    mean = shifted.mean(dims, keepdim=True)
-    fan_in = math.prod([view.shape[dim] for dim in dims])
-    moment = (shifted - mean if family.moment == "central" else view / unit).square()
-    moment = moment.mean(dims, keepdim=True)
-    unbiased = fan_in / (fan_in - 1) if family.ddof else 1.0
-    factor, curvature = _scale(moment * unbiased, unit, family)
-    return Statistics(unit, pivot, mean, factor, curvature * unbiased)
-
-
-def _scale(moment: Tensor, unit: Tensor, family: Family) -> tuple[Tensor, Tensor]:
-    """Return f and h, both in units, from the second moment in units."""
-    if family.scale == "none":
-        return unit * torch.ones_like(moment), torch.zeros_like(moment)
-    empty = moment == 0
-    # The root of 1 stands in where there is nothing to take a root of: its derivative is finite.
-    root = torch.where(empty, torch.ones_like(moment), moment).sqrt()
-    floor = (family.eps if family.scale == "outside" else math.sqrt(family.eps)) / unit
-    if family.scale == "outside":
-        divisor = torch.where(empty, floor, root + floor)
-        curvature = 1 / (root * divisor)
-    elif family.scale == "root":
-        divisor = torch.where(empty, floor, torch.hypot(root, floor))
-        curvature = 1 / divisor / divisor
+    if family.moment == "raw":
+        pivot = constant.new_zeros(())
     else:
-        divisor = torch.where(empty, floor, torch.maximum(root, floor))
-        curvature = torch.where(root > floor, 1 / root / root, torch.zeros_like(root))
-    undivided = divisor == 0
-    factor = 1 / torch.where(undivided, torch.ones_like(divisor), divisor)
-    zero = torch.zeros_like(factor)
-    return torch.where(undivided, zero, factor), torch.where(empty, zero, curvature)
+        pivot = constant
+        for dim in dims:
+            pivot = pivot.narrow(dim, 0, 1)
+    unit = (constant - pivot).abs().amax(dims, keepdim=True)
+    unit = torch.where(unit == 0, 1.0, unit)
+    shifted = (view - pivot) / unit
+    if family.moment == "raw":
+        mean = unit.new_zeros(())
+    else:
+        mean = shifted.mean(dims, keepdim=True)
+        shifted = shifted - mean
+    moment = (shifted * shifted).mean(dims, keepdim=True)
+    if family.ddof:
+        moment = moment * _unbiased(view, dims)
+    root = _smooth_root(moment) if smooth else moment.sqrt()
+    return Statistics(pivot, unit, mean, root, _divisor(root, unit, family))
+
+
+def _unbiased(view: Tensor, dims: tuple[int, ...]) -> float:
+    fan_in = _fan_in(view, dims)
+    return fan_in / (fan_in - 1)
+
+
+def _fan_in(view: Tensor, dims: tuple[int, ...]) -> int:
+    return math.prod([view.shape[dim] for dim in dims])
+
+
+def _smooth_root(moment: Tensor) -> Tensor:
+    """Take the root with a derivative of 0 at 0, where autograd's is infinite and ends in NaN."""
+    empty = moment == 0
+    return torch.where(empty, 0.0, torch.where(empty, 1.0, moment).sqrt())
+
+
+def _divisor(root: Tensor, unit: Tensor, family: Family) -> Tensor:
+    """Return 1/f in units: no square of it is ever formed."""
+    if family.scale == "none":
+        return 1 / unit
+    if family.scale == "outside":
+        return root + family.eps / unit
+    floor = math.sqrt(family.eps) / unit
+    if family.scale == "max":
+        return torch.maximum(root, floor)
+    return root if family.eps == 0 else torch.hypot(root, floor)
+
+
+def _factor(statistics: Statistics, family: Family, gain: Tensor | None) -> Tensor:
+    """Return gain times constant times f, in units."""
+    divisor = statistics.divisor
+    if family.eps == 0 and family.scale != "none":
+        zero = divisor == 0
+        factor = torch.where(zero, 0.0, family.constant / torch.where(zero, 1.0, divisor))
+    else:
+        factor = family.constant / divisor
+    return factor if gain is None else factor * gain
+
+
+def _curvature(statistics: Statistics, family: Family, unbiased: float) -> Tensor | None:
+    """Return h = -2 f'/f of the specification, in units; None where nothing is divided."""
+    root, divisor = statistics.root, statistics.divisor
+    if family.scale == "none":
+        return None
+    if family.scale == "max":
+        above = (root == divisor) & (root > 0)
+        return torch.where(above, unbiased, 0.0) / torch.where(above, root * root, 1.0)
+    if family.scale == "root":
+        square = divisor * divisor
+        return unbiased / (square if family.eps > 0 else torch.where(square == 0, 1.0, square))
+    square = root * divisor
+    return torch.where(root == 0, 0.0, unbiased / torch.where(square == 0, 1.0, square))
 
 
 def _deviation(view: Tensor, statistics: Statistics, *, centre: bool) -> Tensor:
-    scaled = view / statistics.unit
-    return (scaled - statistics.pivot) - statistics.mean if centre else scaled
+    if not centre:
+        return view / statistics.unit
+    return (view - statistics.pivot) / statistics.unit - statistics.mean
 
 
 def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
@@ -132,67 +165,69 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-class _Standardize(torch.autograd.Function):
-    generate_vmap_rule = True
+def _forward(
+    weight: Tensor,
+    gain: Tensor | None,
+    offset: Tensor | None,
+    family: Family,
+    layout: FilterLayout,
+    *,
+    smooth: bool = False,
+) -> tuple[Tensor, Statistics]:
+    view, dims = layout.split(_wide(weight))
+    statistics = _statistics(view, dims, family, smooth=smooth)
+    gains = None if gain is None else layout.per_filter(gain.to(view.dtype), view)
+    out = _deviation(view, statistics, centre=family.centre)
+    out = out * _factor(statistics, family, gains)
+    if offset is not None:
+        out = out + layout.per_filter(offset.to(view.dtype), view)
+    return layout.join(_cast(out, weight.dtype)), statistics
 
+
+class _Standardize(torch.autograd.Function):
     @staticmethod
     def forward(
+        ctx: Any,
         weight: Tensor,
         gain: Tensor | None,
         offset: Tensor | None,
         family: Family,
         layout: FilterLayout,
-    ) -> tuple[Tensor, ...]:
-        view, dims = layout.split(_wide(weight))
-        statistics = _statistics(view, dims, family)
-        factor = statistics.factor * family.constant
-        if gain is not None:
-            factor = factor * layout.per_filter(gain.to(view.dtype), view)
-        out = _deviation(view, statistics, centre=family.centre) * factor
-        if offset is not None:
-            out = out + layout.per_filter(offset.to(view.dtype), view)
-        return layout.join(_cast(out, weight.dtype)), *statistics
+    ) -> Tensor:
+        out, statistics = _forward(weight, gain, offset, family, layout)
+        ctx.family, ctx.layout = family, layout
+        ctx.save_for_backward(weight, gain, offset, *statistics)
+        return out
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        weight, gain, offset, ctx.family, ctx.layout = inputs
-        ctx.has_gain, ctx.has_offset = gain is not None, offset is not None
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.set_materialize_grads(False)
-        optional = [tensor for tensor in (gain, offset) if tensor is not None]
-        ctx.save_for_backward(weight, *optional, *output[1:])
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        incoming = gradients[0]
-        if incoming is None:
-            return (None,) * 5
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         family, layout = ctx.family, ctx.layout
-        weight, *saved = ctx.saved_tensors
-        gain = saved.pop(0) if ctx.has_gain else None
-        offset = saved.pop(0) if ctx.has_offset else None
+        weight, gain, offset, *saved = ctx.saved_tensors
         view, dims = layout.split(_wide(weight))
-        # A second derivative passes through the statistics, so they must be part of the graph then.
-        kept = not torch.is_grad_enabled()
-        statistics = Statistics(*saved) if kept else _statistics(view, dims, family)
-        outer = layout.split(incoming.to(view.dtype))[0]
+        # A second derivative passes through the statistics: they must be part of its graph.
+        statistics = Statistics(*saved)
+        if torch.is_grad_enabled():
+            statistics = _statistics(view, dims, family, smooth=True)
+        outer = layout.split(gradients[0].to(view.dtype))[0]
         deviation = _deviation(view, statistics, centre=family.centre)
         inner = (outer * deviation).sum(dims, keepdim=True)
         needs_weight, needs_gain, needs_offset, *_ = ctx.needs_input_grad
         to_weight = to_gain = to_offset = None
         if needs_weight:
-            factor = statistics.factor * family.constant / statistics.unit
-            if gain is not None:
-                factor = factor * layout.per_filter(gain.to(view.dtype), view)
-            direction = _deviation(view, statistics, centre=family.moment == "central")
-            fan_in = math.prod([view.shape[dim] for dim in dims])
-            push = outer - direction * (inner * statistics.curvature / fan_in)
-            if family.centre:
-                push = push - outer.mean(dims, keepdim=True)
-            to_weight = layout.join(_cast(push * factor, weight.dtype))
+            gains = None if gain is None else layout.per_filter(gain.to(view.dtype), view)
+            unbiased = _unbiased(view, dims) if family.ddof else 1.0
+            curvature = _curvature(statistics, family, unbiased)
+            push = outer - outer.mean(dims, keepdim=True) if family.centre else outer
+            if curvature is not None:
+                direction = deviation
+                if family.moment == "central" and not family.centre:
+                    direction = _deviation(view, statistics, centre=True)
+                push = push - direction * (inner * curvature / _fan_in(view, dims))
+            push = push * (_factor(statistics, family, gains) / statistics.unit)
+            to_weight = layout.join(_cast(push, weight.dtype))
         if gain is not None and needs_gain:
-            to_gain = inner * statistics.factor * family.constant
-            to_gain = _cast(to_gain.reshape(gain.shape), gain.dtype)
+            to_gain = (inner * _factor(statistics, family, None)).reshape(gain.shape)
+            to_gain = _cast(to_gain, gain.dtype)
         if offset is not None and needs_offset:
             to_offset = outer.sum(dims).reshape(offset.shape)
             to_offset = _cast(to_offset, offset.dtype)
