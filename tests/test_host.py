@@ -100,7 +100,7 @@ def test_transposed_layer_takes_an_output_size():
 def test_new_parameter_in_place_of_the_raw_weight_is_refused():
     layer = made("Conv2d reflect", "ws")
     raw = layer.weight
-    with pytest.raises(fw.ConversionError, match="assigned to .weight"):
+    with pytest.raises(fw.ConversionError, match=r"assigned to \.weight"):
         layer.weight = nn.Parameter(torch.zeros_like(raw))
     with pytest.raises(fw.ConversionError, match="fold"):
         fusion.fuse_conv_bn_eval(layer.eval(), nn.BatchNorm2d(6).eval())
@@ -202,7 +202,7 @@ def test_whole_graph_compiles_once_for_two_steps(method):
     net = nn.Sequential(made("Conv2d same", method), nn.ReLU(), nn.Conv2d(6, 4, 3))
     compiles = []
 
-    def backend(graph, inputs):
+    def backend(graph, _):
         compiles.append(graph)
         return graph.forward
 

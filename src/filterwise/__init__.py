@@ -1,8 +1,17 @@
-"""Weight-space normalization for PyTorch: exact, convertible onto any model, foldable."""
+"""Weight-space normalization for PyTorch: exact, convertible onto any model, foldable.
+
+Example:
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(),
+    ...                       nn.Flatten(), nn.Linear(32 * 36, 10))
+    >>> report = convert_(model, "gn+ws")
+"""
 
 from __future__ import annotations
 
 from filterwise import functional
+from filterwise.check import Finding, check
+from filterwise.convert import convert_, describe, plan, unconvert_
 from filterwise.errors import (
     CheckpointWarning,
     ConversionError,
@@ -12,6 +21,7 @@ from filterwise.errors import (
     NormalizationWarning,
     RecipeError,
 )
+from filterwise.fold import fold, fold_report
 from filterwise.methods.centered_weight_normalization import CenteredWeightNormalization
 from filterwise.methods.equinorm import EquilibriumNormalization
 from filterwise.methods.equivariant_weight_standardization import EquivariantWeightStandardization
@@ -23,8 +33,9 @@ from filterwise.methods.weight_align import WeightAlign
 from filterwise.methods.weight_centering import WeightCentering
 from filterwise.methods.weight_normalization import WeightNormalization
 from filterwise.methods.weight_standardization import WeightStandardization
+from filterwise.optim import param_groups
 from filterwise.recipe import Recipe
-from filterwise.report import Report, Row
+from filterwise.report import FoldReport, FoldRow, Report, Row
 
 __version__ = "0.1.0"
 
@@ -36,7 +47,10 @@ __all__ = [
     "EquilibriumNormalization",
     "EquivariantWeightStandardization",
     "FilterwiseWarning",
+    "Finding",
     "FoldError",
+    "FoldReport",
+    "FoldRow",
     "MethodInfo",
     "NormalizationWarning",
     "ParametricWeightStandardization",
@@ -49,6 +63,14 @@ __all__ = [
     "WeightCentering",
     "WeightNormalization",
     "WeightStandardization",
+    "check",
+    "convert_",
+    "describe",
+    "fold",
+    "fold_report",
     "functional",
     "methods",
+    "param_groups",
+    "plan",
+    "unconvert_",
 ]

@@ -66,8 +66,9 @@ def effective_weight(
     factor = 1.0 if linear or not paper else _paper_factor(module, x)
     with torch.no_grad():
         seen = module.num_batches_tracked
-        rate = torch.where(seen == 0, 1.0, method.momentum).to(module.input_mean.dtype)
-        module.input_mean.lerp_(mean.detach().to(module.input_mean.dtype), rate)
+        running = module.input_mean
+        rate = method.momentum + (1 - method.momentum) * (seen == 0).to(running.dtype)
+        running.lerp_(mean.detach().to(running.dtype), rate)
         seen.add_(1)
         if paper:
             module.geometry_factor.fill_(factor)

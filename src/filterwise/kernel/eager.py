@@ -139,7 +139,7 @@ def _curvature(statistics: Statistics, family: Family, unbiased: float) -> Tenso
         return None
     if family.scale == "max":
         above = (root == divisor) & (root > 0)
-        return torch.where(above, unbiased, 0.0) / torch.where(above, root * root, 1.0)
+        return torch.where(above, unbiased / torch.where(above, root * root, 1.0), 0.0)
     if family.scale == "root":
         square = divisor * divisor
         return unbiased / (square if family.eps > 0 else torch.where(square == 0, 1.0, square))

@@ -1,0 +1,319 @@
+"""What a conversion will do to a model, worked out in full before anything is touched."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from filterwise import norms
+from filterwise.filters import CONVOLUTIONS, TRANSPOSED
+from filterwise.graph import trace
+from filterwise.host import base_class, converted, state_of
+from filterwise.methods.weight_standardization import WeightStandardization
+from filterwise.report import Report, Row
+from filterwise.selection import WeightLayer, chooses, keep_reason, refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from filterwise.graph import Flow
+    from filterwise.recipe import Recipe
+    from filterwise.selection import Selector
+
+__all__ = ["Draft", "draw"]
+
+WRAPPERS = {
+    "DataParallel": "DataParallel",
+    "DistributedDataParallel": "DDP: a gain added behind it would never be reduced",
+    "FullyShardedDataParallel": "FSDP",
+    "OptimizedModule": "torch.compile",
+    "ScriptModule": "TorchScript",
+    "RecursiveScriptModule": "TorchScript",
+}
+
+
+@dataclass
+class Draft:
+    """The plan of a conversion.
+
+    Attributes:
+        report: Rows and notes, as they will be returned.
+        layers: Weight layers that get the recipe's method.
+        norms: Norms and what will stand in their place.
+        biases: Layers that get a bias of zeros, since a norm behind them is removed.
+        unnormalized: What to warn of layers that nothing normalizes; empty if there is none.
+        demands: Notes that ask for something to be done.
+    """
+
+    report: Report
+    layers: list[WeightLayer] = field(default_factory=list)
+    norms: list[tuple[nn.Module, nn.Module]] = field(default_factory=list)
+    biases: list[nn.Module] = field(default_factory=list)
+    unnormalized: str = ""
+    demands: list[str] = field(default_factory=list)
+
+
+def draw(
+    model: nn.Module,
+    recipe: Recipe,
+    select: Selector | None = None,
+    exclude: Selector | None = None,
+) -> Draft:
+    """Work out what a conversion does, changing nothing and drawing no random number.
+
+    Raises:
+        ConversionError: If a pattern matches nothing.
+        TypeError: If the model is no module, or a selector none of its forms.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
+    reason = _whole_refusal(model)
+    if reason:
+        row = Row("", type(model).__name__, "refuse", reason=reason)
+        return Draft(Report([row], [], str(recipe)))
+    return _Drawing(model, recipe, select, exclude).draft()
+
+
+def _whole_refusal(model: nn.Module) -> str | None:
+    for name, module in model.named_modules():
+        wrapper = WRAPPERS.get(type(module).__name__)
+        if wrapper:
+            where = f" at {name}" if name else ""
+            return f"is wrapped{where} ({wrapper}); convert the inner model first, then wrap it"
+    sharded = any(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
+    if sharded:
+        return "is sharded (FSDP2); convert it before fully_shard"
+    layers = list(converted(model))
+    if layers:
+        recipe = state_of(layers[0][1]).recipe
+        return (
+            f"is already converted ({len(layers)} layers, {recipe!r}; first:"
+            f" {layers[0][0] or type(model).__name__}); call unconvert_(model) to get its raw"
+            " weights back, then convert_ again"
+        )
+    return None
+
+
+class _Drawing:
+    """One walk over the modules in registration order; each becomes rows."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        select: Selector | None,
+        exclude: Selector | None,
+    ) -> None:
+        self.model, self.recipe = model, recipe
+        self.parents = {
+            child: parent
+            for parent in model.modules()
+            for child in parent._modules.values()
+            if child
+        }
+        self.weights = [
+            layer
+            for name, module in model.named_modules()
+            if not norms.is_norm(module)
+            for layer in WeightLayer.of(name, module)
+        ]
+        self.norm_names = [name for name, m in model.named_modules() if norms.is_norm(m)]
+        names = [layer.name for layer in self.weights]
+        self.selected = None if select is None else chooses(select, "select", names)
+        excluded = [*names, *self.norm_names]
+        self.excluded = None if exclude is None else chooses(exclude, "exclude", excluded)
+        self.flow: Flow = trace(model)
+        self.rows: list[Row] = []
+        self.drawn = Draft(Report([], [], ""))
+
+    def draft(self) -> Draft:
+        """Return the plan."""
+        by_module: dict[str, list[WeightLayer]] = {}
+        for layer in self.weights:
+            by_module.setdefault(layer.module_name, []).append(layer)
+        self.removed = set(self._removed())
+        self.bare = self._bare()
+        for name, module in self.model.named_modules():
+            if norms.is_norm(module):
+                self._norm(name, module)
+            taken: list[WeightLayer] = []
+            for layer in by_module.get(name, []):
+                self._weight(layer, taken)
+            if id(module) in self.bare:
+                self._bias(name, module)
+        self._nothing_selected()
+        self.drawn.report = Report(self.rows, self._notes(), str(self.recipe))
+        return self.drawn
+
+    def _leaves_out(self, name: str, module: nn.Module) -> bool:
+        return self.excluded is not None and self.excluded(name, module)
+
+    def _removed(self) -> Iterator[str]:
+        if self.recipe.norm == "none":
+            for name in self.norm_names:
+                if not self._leaves_out(name, self.model.get_submodule(name)):
+                    yield name
+
+    def _bare(self) -> dict[int, str]:
+        """Return, by id, layers without a bias that a removed norm follows directly."""
+        found = {}
+        for norm in self.removed:
+            for name in self.flow.producers(norm) or ():
+                module = self.model.get_submodule(name)
+                if "bias" in module._parameters and module._parameters["bias"] is None:
+                    found[id(module)] = norm
+        return found
+
+    def _norm(self, name: str, module: nn.Module) -> None:
+        kind = type(module).__name__
+        wanted = self.recipe.norm
+        if self._leaves_out(name, module):
+            self.rows.append(Row(name, kind, "keep", reason="left out by exclude"))
+            return
+        if wanted == "keep":
+            self.rows.append(Row(name, kind, "keep", reason="the recipe keeps norms"))
+            return
+        if not name:
+            reason = "is itself an activation norm, which cannot be replaced in place"
+            self.rows.append(Row(name, kind, "refuse", reason=reason))
+            return
+        try:
+            new, words = norms.replacement(module, wanted, **self._before(name))
+        except ValueError as error:
+            self.rows.append(Row(name, kind, "refuse", reason=str(error)))
+            return
+        if new is module:
+            self.rows.append(Row(name, kind, "keep", reason=words))
+            return
+        action = "remove" if wanted == "none" else "replace"
+        self.rows.append(Row(name, kind, action, reason=words))
+        self.drawn.norms.append((module, new))
+
+    def _before(self, name: str) -> dict[str, Any]:
+        """Return what the convolution before a norm tells: its dimension, dtype and device."""
+        for producer in self.flow.producers(name) or ():
+            module: Any = self.model.get_submodule(producer)
+            if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
+                like = module.weight
+                return {"dimension": len(module.kernel_size), "like": like}
+        return {}
+
+    def _weight(self, layer: WeightLayer, taken: list[WeightLayer]) -> None:
+        method = self.recipe.method
+        keep = None
+        if method is None:
+            keep = "the recipe has no method"
+        elif self._leaves_out(layer.name, layer.module):
+            keep = "left out by exclude"
+        elif self.selected is not None:
+            keep = None if self.selected(layer.name, layer.module) else "not selected"
+        else:
+            keep = keep_reason(layer, self.flow)
+        if keep is not None or method is None:
+            self._row(layer, "keep", keep or "")
+            return
+        refused = refusal(layer, method, self.parents.get(layer.module))
+        if taken and not refused:
+            refused = (
+                f"is the second weight of a module that takes one; {taken[0].name} is selected"
+            )
+        if refused:
+            self._row(layer, "refuse", f'{refused}; leave it out with exclude="{layer.name}"')
+            return
+        taken.append(layer)
+        self.drawn.layers.append(layer)
+        words = []
+        if not self._is_normalized(layer):
+            words.append("nothing normalizes its output")
+        if method.has_gain:
+            words.append(f"{'gain' if method.learns_gain else 'fixed gain'} added")
+        self._row(layer, "convert", "; ".join(words))
+        adds_bias = method.uses_input and method.has_gain
+        if (
+            adds_bias
+            and layer.module._parameters.get("bias") is None
+            and id(layer.module) not in self.bare
+        ):
+            reason = "the affine's shift"
+            self.rows.append(
+                Row(f"{layer.module_name}.bias".lstrip("."), "Parameter", "add", reason=reason)
+            )
+
+    def _row(self, layer: WeightLayer, action: str, reason: str) -> None:
+        kind = base_class(layer.module).__name__
+        method = str(self.recipe.method) if action == "convert" else None
+        self.rows.append(
+            Row(layer.name, kind, action, method, reason, layer.fan_in, layer.filters)  # pyright: ignore[reportArgumentType]
+        )
+
+    def _bias(self, name: str, module: nn.Module) -> None:
+        norm = self.bare[id(module)]
+        reason = f"zeros, in place of the shift of {norm}"
+        self.rows.append(Row(f"{name}.bias".lstrip("."), "Parameter", "add", reason=reason))
+        self.drawn.biases.append(module)
+
+    def _is_normalized(self, layer: WeightLayer) -> bool:
+        method = self.recipe.method
+        if method is None or not method.needs_norm:
+            return True
+        return self.recipe.norm != "none" and self.flow.normalized(layer.module_name)
+
+    def _nothing_selected(self) -> None:
+        if self.recipe.method is None or self.drawn.layers:
+            return
+        if any(row.action == "refuse" for row in self.rows):
+            return
+        reason = (
+            f"has no layer for {self.recipe.method} among its {len(self.weights)} weight layers;"
+            ' choose some with select=, e.g. select="*", or see plan(model, recipe)'
+        )
+        self.rows.append(Row("", type(self.model).__name__, "refuse", reason=reason))
+
+    def _notes(self) -> list[str]:
+        notes = [self.flow.sentence]
+        wanted = self.recipe.norm
+        if wanted not in ("none", "keep") and not self.norm_names:
+            notes.append(f"The model has no activation norm; none was inserted for {wanted!r}.")
+        if self.flow.how == "registration order" and (self.drawn.layers or self.removed):
+            demand = (
+                "What follows what was guessed from the order of registration: check in this report"
+                " that the classifier was left alone, or say select=."
+            )
+            notes.append(demand)
+            self.drawn.demands.append(demand)
+        bare = [layer for layer in self.drawn.layers if not self._is_normalized(layer)]
+        if bare:
+            self.drawn.unnormalized = self._unnormalized(bare)
+            notes.append(self.drawn.unnormalized)
+        method = self.recipe.method
+        added = sum(row.action == "add" for row in self.rows)
+        if self.drawn.layers and method is not None and method.learns_gain:
+            added += len(self.drawn.layers)
+        if added:
+            notes.append(
+                f"{added} parameters are new; an optimizer made before does not know them."
+                " Make it after converting, with param_groups(model, weight_decay)."
+            )
+        return notes
+
+    def _unnormalized(self, bare: list[WeightLayer]) -> str:
+        method, layer = self.recipe.method, bare[0]
+        grows = ""
+        if isinstance(method, WeightStandardization) and method.divide and method.scale == "unit":
+            fold = layer.fan_in**0.5
+            grows = (
+                f' "{method}" gives its weights standard deviation 1, so activations grow about'
+                f" {fold:.0f}-fold here (square root of fan-in {layer.fan_in})."
+            )
+        norm = self.recipe.norm
+        advice = f'Leave it out with exclude="{layer.name}", or use "{norm}+wa"'
+        if norm == "none":
+            advice = f'Use "gn+{method}", or "wa"'
+        return (
+            f"nothing normalizes the output of {layer.name or 'the model'}"
+            f" ({base_class(layer.module).__name__}, weight {tuple(layer.weight.shape)}).{grows}"
+            f" {advice}, whose constant keeps the variance. Shown once; check(model) lists"
+            f" every such layer ({len(bare)} here)."
+        )

@@ -1,0 +1,172 @@
+"""Which weight layers of a model a recipe's method goes to, and why the others are left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from torch import nn
+from torch.nn.utils import parametrize
+
+from filterwise import balance
+from filterwise.errors import ConversionError
+from filterwise.filters import CONVOLUTIONS, TRANSPOSED, layout_of, weight_name
+from filterwise.host import base_class, is_converted, state_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from filterwise.graph import Flow
+    from filterwise.methods.method import Method
+
+__all__ = ["SMALLEST_FAN_IN", "Selector", "WeightLayer", "chooses", "keep_reason", "refusal"]
+
+Selector = str | Sequence[str] | Callable[[str, nn.Module], bool]
+"""A shell pattern on the dotted name, a list of them, or a predicate ``(name, module) -> bool``."""
+
+SMALLEST_FAN_IN = 16
+
+STANDARDIZED = frozenset(
+    {
+        "StdConv2d",
+        "StdConv2dSame",
+        "ScaledStdConv2d",
+        "ScaledStdConv2dSame",
+        "WeightStandardizedConv2d",
+        "WeightStandardizedConv3d",
+        "ConvWS2d",
+        "ConvAWS2d",
+        "SAConv2d",
+        "WSConv1d",
+        "WSConv2d",
+        "WSConvTranspose2d",
+        "PWSConv2d",
+    }
+)
+"""Classes of other libraries that standardize their weight themselves."""
+
+
+@dataclass(frozen=True)
+class WeightLayer:
+    """A parameter that a method could take.
+
+    Attributes:
+        name: Dotted name of the layer; of the parameter, where the layer is not a convolution or
+            linear layer (``attn.in_proj_weight``).
+        module_name: Dotted name of the module that owns it.
+        module: That module.
+        parameter: The parameter's name in the module.
+    """
+
+    name: str
+    module_name: str
+    module: nn.Module
+    parameter: str
+
+    @property
+    def weight(self) -> Tensor:
+        """The raw weight."""
+        return getattr(self.module, self.parameter)
+
+    @property
+    def fan_in(self) -> int:
+        """Weights in one filter."""
+        return layout_of(self.module, self.parameter).fan_in(self.weight.shape)
+
+    @property
+    def filters(self) -> int:
+        """Number of filters."""
+        return layout_of(self.module, self.parameter).filters(self.weight.shape)
+
+    @classmethod
+    def of(cls, name: str, module: nn.Module) -> list[WeightLayer]:
+        """Return the weight layers that one module is: one, several (by parameter), or none."""
+        if weight_name(module):
+            return [cls(name, name, module, "weight")]
+        prefix = f"{name}." if name else ""
+        return [
+            cls(prefix + own, name, module, own)
+            for own, parameter in module._parameters.items()
+            if parameter is not None and parameter.dim() >= 2 and parameter.is_floating_point()
+        ]
+
+
+def chooses(
+    selector: Selector, word: str, names: Sequence[str]
+) -> Callable[[str, nn.Module], bool]:
+    """Return a selector as a predicate.
+
+    Args:
+        selector: Pattern, patterns or predicate.
+        word: ``"select"`` or ``"exclude"``, for messages.
+        names: Dotted names that the selector will be asked about.
+
+    Raises:
+        ConversionError: If a pattern matches none of the names, since that is a typo.
+        TypeError: If the selector is none of these.
+    """
+    if callable(selector):
+        return selector
+    patterns = [selector] if isinstance(selector, str) else list(selector)
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise TypeError(
+                f"{word} must be a name pattern, a list of them, or a predicate (name, module) ->"
+                f" bool, got {pattern!r}"
+            )
+        if any(fnmatchcase(name, pattern) for name in names):
+            continue
+        inside = [name for name in names if name.startswith(pattern.rstrip(".*") + ".")]
+        near = [f"{pattern.rstrip('.*')}.*"] if inside else get_close_matches(pattern, names, n=3)
+        hint = f" Nearest: {', '.join(near)}." if near else ""
+        raise ConversionError(
+            f"{word}={pattern!r} matches none of the {len(names)} layers.{hint}"
+            " Patterns are shell patterns on the whole dotted name. The model is unchanged."
+        )
+    return lambda name, _: any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def keep_reason(layer: WeightLayer, flow: Flow) -> str | None:
+    """Return which default rule leaves a layer alone, or None."""
+    module = layer.module
+    if isinstance(module, nn.Linear):
+        return "linear layer; select= takes it"
+    if not isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
+        return "not a convolution; select= takes it by the parameter's name"
+    if module.groups > 1 and module.in_channels == module.groups:
+        return "depthwise: one input channel a group"
+    if flow.is_last(layer.module_name):
+        return "classifier or predictor: no weight layer or norm follows"
+    if layer.fan_in < SMALLEST_FAN_IN:
+        return f"fan-in {layer.fan_in} is below {SMALLEST_FAN_IN}"
+    return None
+
+
+def refusal(layer: WeightLayer, method: Method, parent: nn.Module | None) -> str | None:
+    """Return why a selected layer cannot be converted, or None; the way out is named."""
+    module = layer.module
+    kind = base_class(module).__name__
+    if is_converted(module):
+        return f"is already converted to {state_of(module).method}"
+    if kind in STANDARDIZED:
+        return f"standardizes its weight itself ({kind}); it would be standardized twice"
+    if parametrize.is_parametrized(module):
+        return "is parametrized; remove the parametrization first"
+    if layer.parameter not in module._parameters or f"{layer.parameter}_g" in module._parameters:
+        return "computes its weight (pruned, or weight_norm by hook); remove that first"
+    if not layer.weight.is_floating_point():
+        return f"has a weight of {layer.weight.dtype}"
+    if isinstance(parent, nn.MultiheadAttention) and layer.parameter == "weight":
+        return "is read by MultiheadAttention behind its back, so a method would have no effect"
+    prefix = "" if layer.parameter == "weight" else f"{layer.parameter}_"
+    taken = [role for role in ("gain", "offset") if hasattr(module, prefix + role)]
+    if taken and method.has_gain:
+        return f"already has an attribute {prefix}{taken[0]}"
+    if method.uses_input and isinstance(module, TRANSPOSED):
+        return method.refuses(layer.weight.shape, layout_of(module))
+    if method.uses_input and (reason := balance.refusal(module)):
+        return reason
+    return method.refuses(tuple(layer.weight.shape), layout_of(module, layer.parameter))
