@@ -1,7 +1,7 @@
 """The list of laws: a law is a test function that takes a subject and asserts.
 
-`law` gives it its number, runs it on every subject, and names the mutants that it must reject
-(`tests/laws/test_meta.py` sees to it that it does).
+`law` (on filter matrices) and `host_law` (on converted layers) give it its number, run it on every
+subject, and name the faults that it must see. `tests/laws/test_meta.py` sees to it that it does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 
 from support.cases import CASES, MethodCase, Subject, subjects
+from support.models import HostCase, host_cases
 from support.tolerances import DTYPES
+
+Test = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -23,16 +26,29 @@ class Law:
     Attributes:
         number: Its number in the list.
         test: The test function.
-        rejects: Mutant name to the id of a subject on which the law must refuse it.
+        subjects: What it runs on, by id.
+        rejects: A fault's name to the id of the subject on which the law must see it. The fault is
+            a kernel of `support.mutants` for a law on matrices, else a patch of `support.faults`.
     """
 
     number: int
-    test: Callable[..., None]
+    test: Test
+    subjects: dict[str, Any]
     rejects: dict[str, str]
 
 
 LAWS: dict[str, Law] = {}
 """Test name to law; filled as the test modules are imported."""
+
+
+def _enter(
+    number: int, name: str, subjects: Sequence[Any], rejects: dict[str, str]
+) -> Callable[[Test], Test]:
+    def enter(test: Test) -> Test:
+        LAWS[test.__name__] = Law(number, test, {one.id: one for one in subjects}, rejects)
+        return pytest.mark.parametrize(name, subjects, ids=lambda one: one.id)(test)
+
+    return enter
 
 
 def law(
@@ -42,17 +58,29 @@ def law(
     cases: Sequence[MethodCase] = CASES,
     dtypes: Sequence[str] = tuple(DTYPES),
     applies: Callable[[Subject], bool] = lambda _: True,
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Run a test on every subject to which it applies, and enter it in the list of laws."""
+) -> Callable[[Test], Test]:
+    """Run a test on filter matrices of every method and dtype to which it applies."""
     chosen = [subject for subject in subjects(cases, dtypes) if applies(subject)]
+    return _enter(number, "subject", chosen, rejects)
 
-    def enter(test: Callable[..., Any]) -> Callable[..., Any]:
-        LAWS[test.__name__] = Law(number, test, rejects)
-        return pytest.mark.parametrize("subject", chosen, ids=lambda subject: subject.id)(test)
+
+def host_law(
+    number: int,
+    *,
+    rejects: dict[str, str],
+    dtypes: Sequence[str] = tuple(DTYPES),
+    applies: Callable[[HostCase], bool] = lambda _: True,
+) -> Callable[[Test], Test]:
+    """Run a test on converted layers: every method with its defaults, host and dtype."""
+    chosen = [case for case in host_cases(tuple(dtypes)) if applies(case)]
+    return _enter(number, "hosted", chosen, rejects)
+
+
+def model_law(number: int, *, rejects: Sequence[str]) -> Callable[[Test], Test]:
+    """Enter a test without subjects, or with its own, under its number."""
+
+    def enter(test: Test) -> Test:
+        LAWS[test.__name__] = Law(number, test, {}, dict.fromkeys(rejects, ""))
+        return test
 
     return enter
-
-
-def find_subject(identity: str) -> Subject:
-    """Return the subject of an id such as ``ws[eps=0]-bf16``."""
-    return next(subject for subject in subjects() if subject.id == identity)
