@@ -133,16 +133,16 @@ def _is_over_channels(norm: nn.LayerNorm) -> bool:
 
 def _is_frozen(module: nn.Module) -> bool:
     """Tell a batch norm whose statistics and affine values are buffers."""
-    fixed = module._buffers.keys() >= {*AFFINE, *STATISTICS} and not module._parameters
-    return fixed and "Norm" in type(module).__name__
+    fixed = {*AFFINE, *STATISTICS} <= {*module._buffers.keys()}
+    return fixed and not module._parameters and "Norm" in type(module).__name__
 
 
 def _is_fused_elsewhere(module: nn.Module) -> bool:
     """Tell a norm with an activation in it that derives from none of torch's norms."""
-    weight = module._parameters.get("weight")
+    weight = dict(module.named_parameters(recurse=False)).get("weight")
     if weight is None or is_lazy(weight) or weight.dim() != 1:
         return False
-    if module._buffers.keys() >= set(STATISTICS):
+    if {*STATISTICS} <= {*module._buffers.keys()}:
         return _named_activation(module) is not None
     name = type(module).__name__
     named = NORM_CLASS.match(name) and "Act" in name and PICTURE.search(name)
