@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import filterwise as fw
-from filterwise.host import effective_weight
+from filterwise import host as hosting
 from support import equilibrium, references
 from support.cases import PLAIN, MethodCase
 from support.hosts import HOSTS, Host
@@ -86,7 +86,7 @@ class HostCase:
 
     def effective(self, layer: nn.Module) -> Tensor:
         """Return what the converted layer computes with."""
-        return effective_weight(layer)
+        return hosting.effective_weight(layer)  # looked up late, so that a fault can be put there
 
     def expected(self, layer: Any) -> Tensor:
         """Return the filter matrix of the published formula in float64."""

@@ -216,28 +216,6 @@ def rectified(method, weight, gain=None, offset=None, input_mean=None):
 
 
 @mutant
-def noisy(method, weight, gain=None, offset=None, input_mean=None):
-    """Draws a random number."""
-    out = product(method, weight, gain, offset, input_mean)
-    return out * (1 + 1e-7 * torch.rand(()))
-
-
-@mutant
-def centres_in_place(method, weight, gain=None, offset=None, input_mean=None):
-    """Writes the centred filter back into the raw weight."""
-    with torch.no_grad():
-        weight -= weight.mean(1, keepdim=True)
-    return product(method, weight, gain, offset, input_mean)
-
-
-@mutant
-def always_wide(method, weight, gain=None, offset=None, input_mean=None):
-    """Leaves the effective weight in the dtype of the statistics."""
-    out = product(method, weight, gain, offset, input_mean)
-    return out.to(torch.promote_types(torch.float32, weight.dtype))
-
-
-@mutant
 def constant_a_little_off(method, weight, gain=None, offset=None, input_mean=None):
     """Has a constant that is 1 % off."""
     return product(method, weight, gain, offset, input_mean) * 1.01
