@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
-__all__ = ["Action", "Report", "Row", "notes_text", "text_table"]
+__all__ = ["Action", "FoldReport", "FoldRow", "Report", "Row", "notes_text", "text_table"]
+
+_RowT = TypeVar("_RowT", bound=Any)
 
 Action = Literal["convert", "keep", "replace", "remove", "add", "refuse"]
 """What happens to a layer, a norm or a parameter."""
@@ -41,8 +43,42 @@ class Row:
     filters: int | None = None
 
 
+class _Records(Sequence[_RowT]):
+    """Rows in registration order, and sentences on the whole model."""
+
+    rows: Sequence[_RowT]
+    notes: Sequence[str]
+
+    def __post_init__(self) -> None:
+        """Keep rows and notes as tuples."""
+        object.__setattr__(self, "rows", tuple(self.rows))
+        object.__setattr__(self, "notes", tuple(self.notes))
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> _RowT: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[_RowT]: ...
+
+    def __getitem__(self, index: int | slice) -> _RowT | Sequence[_RowT]:
+        """Return a row by its place, or rows by a slice."""
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[_RowT]:
+        """Go through the rows."""
+        return iter(self.rows)
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return the rows as plain dictionaries."""
+        return [dataclasses.asdict(row) for row in self.rows]
+
+
 @dataclass(frozen=True)
-class Report(Sequence[Row]):
+class Report(_Records[Row]):
     """Rows in registration order, and sentences on the whole; prints as a table.
 
     Attributes:
@@ -62,37 +98,10 @@ class Report(Sequence[Row]):
     notes: Sequence[str] = ()
     recipe: str = ""
 
-    def __post_init__(self) -> None:
-        """Keep rows and notes as tuples."""
-        object.__setattr__(self, "rows", tuple(self.rows))
-        object.__setattr__(self, "notes", tuple(self.notes))
-
-    def __len__(self) -> int:
-        """Return the number of rows."""
-        return len(self.rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Row]: ...
-
-    def __getitem__(self, index: int | slice) -> Row | Sequence[Row]:
-        """Return a row by its place, or rows by a slice."""
-        return self.rows[index]
-
-    def __iter__(self) -> Iterator[Row]:
-        """Go through the rows."""
-        return iter(self.rows)
-
     @property
     def converted(self) -> list[str]:
         """Names of the layers that got a method."""
         return [row.name for row in self.rows if row.action == "convert"]
-
-    def to_dicts(self) -> list[dict[str, Any]]:
-        """Return the rows as plain dictionaries."""
-        return [dataclasses.asdict(row) for row in self.rows]
 
     @property
     def summary(self) -> str:
@@ -162,6 +171,74 @@ def _words(row: Row) -> tuple[str, str]:
     if row.action == "remove":
         return _NORM_REMOVED if row.fan_in is None else _METHOD_REMOVED
     return _ADDED if row.action == "add" else _REFUSED
+
+
+@dataclass(frozen=True)
+class FoldRow:
+    """What became of one converted layer or activation norm.
+
+    Attributes:
+        layer: Dotted name.
+        kind: Name of the class in the folded model; for a norm, in the original.
+        action: ``fold``: a converted layer got its effective weight. ``merge``: a BatchNorm went
+            into the layer before it. ``keep``: a norm stays.
+        difference: Largest difference of the layer's output on a seeded input, relative to its
+            largest entry; None where the layer was not compared alone.
+        reason: Why, in words.
+    """
+
+    layer: str
+    kind: str
+    action: Literal["fold", "merge", "keep"]
+    difference: float | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class FoldReport(_Records[FoldRow]):
+    """What was folded and how far the result is from the original; prints as a table.
+
+    Attributes:
+        rows: One per converted layer and activation norm, in registration order.
+        end_to_end: Largest relative difference of the whole model on the example input; None
+            without one.
+        notes: Sentences on the whole model.
+    """
+
+    rows: Sequence[FoldRow]
+    end_to_end: float | None = None
+    notes: Sequence[str] = ()
+
+    @property
+    def largest(self) -> float | None:
+        """The largest difference, of the whole model too; None if none was measured."""
+        figures = [row.difference for row in self.rows] + [self.end_to_end]
+        return max((figure for figure in figures if figure is not None), default=None)
+
+    def __str__(self) -> str:
+        """Return the table, the largest difference, and the notes."""
+        headers = ("layer", "kind", "what", "difference", "why")
+        cells = [
+            (row.layer, row.kind, row.action, _figure(row.difference), row.reason)
+            for row in self.rows
+        ]
+        actions = [row.action for row in self.rows]
+        closing = (
+            f"{actions.count('fold')} folded, {actions.count('merge')} norms merged,"
+            f" {actions.count('keep')} norms kept;"
+            f" largest relative difference {_figure(self.largest) or 'not measured'}"
+        )
+        if self.end_to_end is not None:
+            closing += f" (whole model {_figure(self.end_to_end)})"
+        blocks = [text_table(headers, cells, right={"difference"})] if cells else []
+        blocks.append(closing)
+        if self.notes:
+            blocks.append(notes_text(self.notes))
+        return "\n\n".join(blocks)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}"
 
 
 def text_table(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import nn
 
-__all__ = ["untouched"]
+__all__ = ["random_states", "untouched"]
 
 HOOKS = (
     "_forward_hooks",
@@ -43,7 +43,7 @@ def untouched(model: nn.Module) -> Iterator[None]:
     ]
     try:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_random_states(model))
+            stack.enter_context(random_states(model))
             stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
             stack.enter_context(torch.no_grad())
@@ -81,7 +81,7 @@ def _refill(container: Any, before: Any) -> None:
 
 
 @contextlib.contextmanager
-def _random_states(model: nn.Module) -> Iterator[None]:
+def random_states(model: nn.Module) -> Iterator[None]:
     """Restore the random states of torch (on the model's devices too), Python and numpy."""
     devices: dict[str, set[int]] = {}
     for tensor in (*model.parameters(), *model.buffers()):
