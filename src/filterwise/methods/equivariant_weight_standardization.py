@@ -86,6 +86,9 @@ class EquivariantWeightStandardization(WeightMethod):
 
     def refuses(self, shape: Sequence[int], layout: FilterLayout) -> str | None:
         """Return why the cells of a weight of this shape cannot be standardized, or None."""
+        reason = super().refuses(shape, layout)
+        if reason:
+            return reason
         label = torch.tensor(self.label, device="cpu")
         try:
             label.expand(tuple(shape))
@@ -103,7 +106,7 @@ class EquivariantWeightStandardization(WeightMethod):
                 FilterwiseWarning,
                 stacklevel=3,
             )
-        return super().refuses(shape, layout)
+        return None
 
     def effective(
         self,
@@ -130,11 +133,14 @@ def _nested(values: Any) -> Any:
     return tuple(_nested(value) for value in values) if isinstance(values, list) else values
 
 
-@torch.compiler.assume_constant_result
 def _cells(
     label: Any, shared: bool, shape: tuple[int, ...], layout: FilterLayout, device: torch.device
 ) -> tuple[Tensor, ...]:
     return _cells_kept(label, shared, shape, layout, device)
+
+
+# What torch.compiler.assume_constant_result marks; the decorator would import the compiler here.
+_cells._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 @functools.lru_cache(maxsize=256)
