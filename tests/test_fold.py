@@ -552,7 +552,9 @@ def test_damage_is_passed_through() -> None:
     model = make("wa")
     with torch.no_grad():
         model[0].weight[3] = math.nan
-    plain = fold(model, example_input=torch.randn(2, 3, 8, 8))
+    x = torch.randn(2, 3, 8, 8)
+    plain = fold(model, example_input=x)
+    assert "is not finite" in fold_report(model, example_input=x).notes[0]
     assert plain[0].weight[3].isnan().all()
     assert plain[0].weight[:3].isfinite().all()
 

@@ -203,9 +203,12 @@ class _Folding:
         """Compare the whole model on the example input."""
         assert self.arguments is not None
         expected = self.run_original(_copy(self.model), self.arguments)
-        if not verify.floating_tensors(expected):
+        outputs = verify.floating_tensors(expected)
+        if not outputs:
             self.notes.append("The model's output holds no floating tensor to compare.")
             return None
+        if not all(bool(one.isfinite().all()) for one in outputs):
+            self.notes.append("The output on example_input is not finite, so it shows little.")
         difference = verify.relative_difference(expected, _run(plain, self.arguments))
         dtypes = [p.dtype for p in plain.parameters() if p.is_floating_point()]
         limit = max(map(verify.tolerance, dtypes or [torch.float32]))

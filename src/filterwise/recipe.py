@@ -114,9 +114,8 @@ def as_recipe(recipe: str | Recipe | Method) -> Recipe:
         return Recipe("none", recipe)
     if isinstance(recipe, str):
         return Recipe.parse(recipe)
-    raise RecipeError(
-        f'a recipe is text such as "gn+ws", a Recipe, or {_METHOD_FORMS}, got {_shown(recipe)}'
-    )
+    forms = f'text such as "gn+ws", a Recipe, or {_METHOD_FORMS}'
+    raise RecipeError(f"a recipe is {forms}, got {_shown(recipe)}")
 
 
 def split_recipes(text: str) -> list[str]:
