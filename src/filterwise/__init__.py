@@ -22,6 +22,7 @@ from filterwise.errors import (
     RecipeError,
 )
 from filterwise.fold import fold, fold_report
+from filterwise.initialize import initialize_
 from filterwise.methods.centered_weight_normalization import CenteredWeightNormalization
 from filterwise.methods.equinorm import EquilibriumNormalization
 from filterwise.methods.equivariant_weight_standardization import EquivariantWeightStandardization
@@ -69,6 +70,7 @@ __all__ = [
     "fold",
     "fold_report",
     "functional",
+    "initialize_",
     "methods",
     "param_groups",
     "plan",
