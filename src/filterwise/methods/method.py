@@ -78,8 +78,8 @@ class Method(ABC):
 
     @property
     def learns_gain(self) -> bool:
-        """Whether the gain is a parameter; otherwise it is a buffer."""
-        return self.has_gain
+        """Whether the gain is a parameter; a method's option ``learn_gain`` can make it a buffer."""
+        return self.has_gain and getattr(self, "learn_gain", True)
 
     @property
     def has_offset(self) -> bool:

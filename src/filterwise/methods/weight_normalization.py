@@ -59,11 +59,6 @@ class WeightNormalization(WeightMethod):
         """There is always a gain."""
         return True
 
-    @property
-    def learns_gain(self) -> bool:
-        """Whether the gain is a parameter."""
-        return self.learn_gain
-
     def gain_start(self, matrix: Tensor) -> Tensor:
         """Return the norms of the filters, or the number asked for."""
         if isinstance(self.start, float):
