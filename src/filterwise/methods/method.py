@@ -78,7 +78,7 @@ class Method(ABC):
 
     @property
     def learns_gain(self) -> bool:
-        """Whether the gain is a parameter; a method's option ``learn_gain`` can make it a buffer."""
+        """Whether the gain is a parameter; an option ``learn_gain`` can make it a buffer."""
         return self.has_gain and getattr(self, "learn_gain", True)
 
     @property
