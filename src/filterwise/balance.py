@@ -91,11 +91,12 @@ def _paper_factor(module: Any, x: Tensor) -> float:
 
 def _look_once(module: Any, mode: str, weight: Tensor, mean: Tensor, x: Tensor | None) -> None:
     """Warn of statistics that cannot balance the layer: once a layer and mode, since it waits."""
-    looked = module._filterwise.looked
+    state: Any = module.__dict__["_filterwise"]
+    looked = state.looked
     if mode in looked or mean.is_meta or torch.compiler.is_compiling() or _is_wrapped(mean):
         return
     looked.add(mode)
-    method = module._filterwise.method
+    method = state.method
     if x is None:
         problems = []
         if int(module.num_batches_tracked) == 0:
@@ -107,8 +108,9 @@ def _look_once(module: Any, mode: str, weight: Tensor, mean: Tensor, x: Tensor |
         found = method.problems(weight.detach(), mean.detach(), size)
         problems = [what for _, what in found]
     for what in problems:
-        shape = f"{type(module).__name__}{tuple(weight.shape)}"
-        warnings.warn(f"an EquiNorm layer ({shape}) {what}", FilterwiseWarning, stacklevel=5)
+        # Without a name in it, the same sentence of many layers is shown once.
+        name = f" {state.label}" if x is not None else ""
+        warnings.warn(f"the EquiNorm layer{name} {what}", FilterwiseWarning, stacklevel=5)
 
 
 def _is_wrapped(tensor: Tensor) -> bool:

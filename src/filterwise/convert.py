@@ -186,7 +186,7 @@ def _apply(
         module = layer.module
         undo.append(lambda module=module: _restore(module))
         assert recipe.method is not None
-        host.install(module, recipe.method, layer.parameter, str(recipe), kernel)
+        host.install(module, recipe.method, layer.parameter, str(recipe), kernel, layer.name)
     if drawn.layers:
         undo.append(lambda: checkpoint.remove_load_hook(model))
         checkpoint.add_load_hook(model)

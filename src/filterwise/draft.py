@@ -116,12 +116,6 @@ class _Drawing:
         exclude: Selector | None,
     ) -> None:
         self.model, self.recipe = model, recipe
-        self.parents = {
-            child: parent
-            for parent in model.modules()
-            for child in parent._modules.values()
-            if child
-        }
         self.weights = [
             layer
             for name, module in model.named_modules()
@@ -228,7 +222,7 @@ class _Drawing:
         if keep is not None or method is None:
             self._row(layer, "keep", keep or "")
             return
-        refused = refusal(layer, method, self.parents.get(layer.module))
+        refused = refusal(layer, method, self._owners(layer))
         if taken and not refused:
             refused = (
                 f"is the second weight of a module that takes one; {taken[0].name} is selected"
@@ -254,6 +248,11 @@ class _Drawing:
             self.rows.append(
                 Row(f"{layer.module_name}.bias".lstrip("."), "Parameter", "add", reason=reason)
             )
+
+    def _owners(self, layer: WeightLayer) -> list[nn.Module]:
+        words = layer.module_name.split(".") if layer.module_name else []
+        names = [".".join(words[:length]) for length in range(len(words) + 1)]
+        return [self.model.get_submodule(name) for name in names]
 
     def _row(self, layer: WeightLayer, action: str, reason: str) -> None:
         kind = base_class(layer.module).__name__
@@ -325,7 +324,9 @@ class _Drawing:
         norm = self.recipe.norm
         advice = f'Leave it out with exclude="{layer.name}", or use "{norm}+wa"'
         if norm == "none":
-            advice = f'Use "gn+{method}", or "wa"'
+            advice = f'Use Recipe("gn", {type(method).__name__}(...)) or "wa"'
+            if method is not None and not method.cells:
+                advice = f'Use "gn+{method}", or "wa"'
         return (
             f"nothing normalizes the output of {layer.name or 'the model'}"
             f" ({base_class(layer.module).__name__}, weight {tuple(layer.weight.shape)}).{grows}"

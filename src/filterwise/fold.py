@@ -223,7 +223,7 @@ class _Folding:
         figures = f"{difference:.2g}, on float64 copies {exact:.2g}"
         strict = verify.tolerance(torch.float64)
         if exact > strict:
-            first = verify.first_difference(wide, again, arguments, strict, self.merged)
+            first = verify.first_suspect(wide, again, arguments, strict, self.merged)
             where = (
                 "" if first is None else f", first in {_label(first, plain.get_submodule(first))}"
             )

@@ -56,6 +56,7 @@ class HostState:
         layout: Where its filters lie.
         recipe: The recipe that converted it, for messages.
         kernel: Which implementation computes the effective weight.
+        label: The layer's dotted name where it was converted, for messages.
         adds_bias: Whether the method gave the layer a bias it did not have.
         assigning: True while a checkpoint is loaded, when the raw weight may be a new parameter.
         loaded: What the last load found in place of these options, until it was said.
@@ -68,6 +69,7 @@ class HostState:
     layout: FilterLayout
     recipe: str
     kernel: Kernel = "auto"
+    label: str = ""
     adds_bias: bool = False
     assigning: bool = False
     loaded: str | None = None
@@ -104,6 +106,18 @@ class Hosted(nn.Module):
         """Name the base class, since the class made on the fly cannot be imported."""
         del protocol
         return _rebuild, (self._filterwise_base,), self.__getstate__()
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Let EquiNorm's statistics follow to another device, but not to half precision."""
+        wide = {name: self._buffers[name] for name in balance.BUFFERS if name in self._buffers}
+        done = super()._apply(*args, **kwargs)
+        for name, before in wide.items():
+            after = self._buffers[name]
+            if before is None or after is None or not after.is_floating_point():
+                continue
+            if torch.promote_types(after.dtype, torch.float32) != after.dtype:
+                self._buffers[name] = before.to(after.device)
+        return done
 
     def extra_repr(self) -> str:
         """Return the base class's text and the method."""
@@ -294,7 +308,12 @@ def converted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def install(
-    module: nn.Module, method: Method, parameter: str, recipe: str, kernel: Kernel = "auto"
+    module: nn.Module,
+    method: Method,
+    parameter: str,
+    recipe: str,
+    kernel: Kernel = "auto",
+    label: str = "",
 ) -> None:
     """Convert one layer in place: it gets its gain and the class that computes with it.
 
@@ -302,7 +321,7 @@ def install(
     raw weight never, and no random number is drawn.
     """
     weight = getattr(module, parameter)
-    state = HostState(method, parameter, layout_of(module, parameter), recipe, kernel)
+    state = HostState(method, parameter, layout_of(module, parameter), recipe, kernel, label)
     cls = _hosted_class(type(module))
     added: dict[str, nn.Parameter | Tensor] = {}
     with torch.inference_mode(False), torch.no_grad():

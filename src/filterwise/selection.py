@@ -145,8 +145,14 @@ def keep_reason(layer: WeightLayer, flow: Flow) -> str | None:
     return None
 
 
-def refusal(layer: WeightLayer, method: Method, parent: nn.Module | None) -> str | None:
-    """Return why a selected layer cannot be converted, or None; the way out is named."""
+def refusal(layer: WeightLayer, method: Method, owners: Sequence[nn.Module]) -> str | None:
+    """Return why a selected layer cannot be converted, or None; the way out is named.
+
+    Args:
+        layer: The layer.
+        method: What it would get.
+        owners: The layer's module and all modules around it.
+    """
     module = layer.module
     kind = base_class(module).__name__
     if is_converted(module):
@@ -159,8 +165,11 @@ def refusal(layer: WeightLayer, method: Method, parent: nn.Module | None) -> str
         return "computes its weight (pruned, or weight_norm by hook); remove that first"
     if not layer.weight.is_floating_point():
         return f"has a weight of {layer.weight.dtype}"
-    if isinstance(parent, nn.MultiheadAttention) and layer.parameter == "weight":
-        return "is read by MultiheadAttention behind its back, so a method would have no effect"
+    for owner in owners:
+        inner = isinstance(owner, nn.MultiheadAttention) and owner is not module
+        if inner or isinstance(owner, nn.TransformerEncoderLayer):
+            name = type(owner).__name__
+            return f"is read by {name} behind its back, so that a method would have no effect"
     prefix = "" if layer.parameter == "weight" else f"{layer.parameter}_"
     added = ["gain"] if method.has_gain else []
     added += ["offset"] if method.has_offset else []

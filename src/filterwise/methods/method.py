@@ -82,6 +82,11 @@ class Method(ABC):
         return self.has_gain and getattr(self, "learn_gain", True)
 
     @property
+    def starts_plain(self) -> bool:
+        """Whether, at the gain's initial value, the effective weight is the raw weight."""
+        return False
+
+    @property
     def has_offset(self) -> bool:
         """Whether there is one learnable offset per filter, added to all its weights."""
         return False

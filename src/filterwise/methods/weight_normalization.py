@@ -59,6 +59,11 @@ class WeightNormalization(WeightMethod):
         """There is always a gain."""
         return True
 
+    @property
+    def starts_plain(self) -> bool:
+        """A gain that starts at the norm keeps the function."""
+        return self.start == "norm"
+
     def gain_start(self, matrix: Tensor) -> Tensor:
         """Return the norms of the filters, or the number asked for."""
         if isinstance(self.start, float):
