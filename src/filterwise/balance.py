@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from filterwise.methods.equinorm import EquilibriumNormalization
 
-__all__ = ["BUFFERS", "buffers", "effective_weight", "refusal"]
+__all__ = ["BUFFERS", "batched", "buffers", "effective_weight", "refusal"]
 
 BUFFERS = ("input_mean", "num_batches_tracked", "geometry_factor")
 
@@ -61,8 +61,9 @@ def effective_weight(
         factor = module.geometry_factor if paper else 1.0
         return method.effective(weight, module.input_mean, gain, geometry_factor=factor)
     linear = isinstance(module, nn.Linear)
-    if not linear and x.dim() == len(module.kernel_size) + 1:
-        x = x.unsqueeze(0)
+    if x.numel() == 0:
+        return method.effective(weight, module.input_mean, gain)
+    x = batched(module, x)
     mean = method.input_mean(x, -1 if linear else 1)
     factor = 1.0 if linear or not paper else _paper_factor(module, x)
     with torch.no_grad():
@@ -75,6 +76,12 @@ def effective_weight(
             module.geometry_factor.fill_(factor)
     _look_once(module, "training", weight, mean, x)
     return method.effective(weight, mean, gain, geometry_factor=factor)
+
+
+def batched(module: Any, x: Tensor) -> Tensor:
+    """Return a layer's input with the batch axis that a single sample may lack."""
+    spatial = 0 if isinstance(module, nn.Linear) else len(module.kernel_size)
+    return x.unsqueeze(0) if x.dim() == spatial + 1 else x
 
 
 def _paper_factor(module: Any, x: Tensor) -> float:

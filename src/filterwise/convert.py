@@ -108,6 +108,7 @@ def unconvert_(model: nn.Module) -> Report:
         >>> unconvert_(model)[0].action
         'remove'
     """
+    host.refuse_to_take_off(model)
     rows = []
     for name, module in list(host.converted(model)):
         state = host.state_of(module)

@@ -95,7 +95,7 @@ def _whole_refusal(model: nn.Module) -> str | None:
         return (
             f"is already converted ({len(layers)} layers, {recipe!r}; first:"
             f" {layers[0][0] or type(model).__name__}); call unconvert_(model) to get its raw"
-            " weights back, then convert_ again"
+            " weights back, then convert_ again (to mix methods, convert submodules one by one)"
         )
     return None
 

@@ -38,6 +38,7 @@ __all__ = [
     "effective_weight",
     "install",
     "is_converted",
+    "refuse_to_take_off",
     "state_of",
     "uninstall",
     "weight_label",
@@ -362,6 +363,20 @@ def _take_away(module: nn.Module, names: list[str]) -> None:
         else:
             module._parameters.pop(name, None)
             module._buffers.pop(name, None)
+
+
+def refuse_to_take_off(model: nn.Module) -> None:
+    """Refuse a model in which a converted layer was wrapped since: its class cannot go back.
+
+    Raises:
+        ConversionError: If there is one.
+    """
+    for name, module in converted(model):
+        if "_filterwise_base" not in type(module).__dict__:
+            raise ConversionError(
+                f"{name or 'the model'} ({type(module).__name__}) was parametrized after it was"
+                " converted; remove the parametrization first. The model is unchanged."
+            )
 
 
 def uninstall(module: nn.Module) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from filterwise import verify
+from filterwise.balance import batched
 from filterwise.findings import Finding
 from filterwise.host import converted, state_of
 from filterwise.merge import fold_layers
@@ -113,9 +114,9 @@ def _look_at_input(name: str, found: list[Finding]) -> Callable[..., None]:
         method = state_of(module).method
         assert isinstance(method, EquilibriumNormalization)
         linear = isinstance(module, nn.Linear)
-        x = inputs[0]
-        if not linear and x.dim() == len(layer.kernel_size) + 1:
-            x = x.unsqueeze(0)
+        x = batched(module, inputs[0])
+        if x.numel() == 0:
+            return
         # One process alone must not wait for the statistics of the others.
         alone = dataclasses.replace(method, synchronize=False)
         mean = alone.input_mean(x, -1 if linear else 1)

@@ -121,9 +121,10 @@ def chooses(
             continue
         inside = [name for name in names if name.startswith(pattern.rstrip(".*") + ".")]
         near = [f"{pattern.rstrip('.*')}.*"] if inside else get_close_matches(pattern, names, n=3)
+        what = "weight layers" if word == "select" else "weight layers and norms"
         hint = f" Nearest: {', '.join(near)}." if near else ""
         raise ConversionError(
-            f"{word}={pattern!r} matches none of the {len(names)} layers.{hint}"
+            f"{word}={pattern!r} matches none of the {len(names)} {what}.{hint}"
             " Patterns are shell patterns on the whole dotted name. The model is unchanged."
         )
     return lambda name, _: any(fnmatchcase(name, pattern) for pattern in patterns)
@@ -163,6 +164,8 @@ def refusal(layer: WeightLayer, method: Method, owners: Sequence[nn.Module]) -> 
         return "is parametrized; remove the parametrization first"
     if layer.parameter not in module._parameters or f"{layer.parameter}_g" in module._parameters:
         return "computes its weight (pruned, or weight_norm by hook); remove that first"
+    if type(module).forward is nn.Module.forward:
+        return "belongs to a module without a forward of its own, so that a method has no effect"
     if not layer.weight.is_floating_point():
         return f"has a weight of {layer.weight.dtype}"
     for owner in owners:
