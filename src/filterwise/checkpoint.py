@@ -74,7 +74,7 @@ def compare_options(metadata: dict[str, Any], method: Method) -> str | None:
     if "version" in metadata:
         changes = ", and the function changes: load it with a plain model to get the one saved"
         if method.starts_plain:
-            changes = ", and computes the function that was saved"
+            changes = ", and computes what a plain layer would"
         return (
             "the checkpoint is a plain model's, or another library's, while the layer is converted"
             f" to {method}{changes}"

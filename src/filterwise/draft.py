@@ -105,6 +105,10 @@ def _outermost(names: list[str]) -> list[str]:
     return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
 
 
+def _is_single(norm: nn.Module) -> bool:
+    return isinstance(norm, nn.GroupNorm) and norm.num_groups == norm.num_channels
+
+
 class _Drawing:
     """One walk over the modules in registration order; each becomes rows."""
 
@@ -300,6 +304,12 @@ class _Drawing:
         if bare:
             self.drawn.unnormalized = self._unnormalized(bare)
             notes.append(self.drawn.unnormalized)
+        single = [new for _, new in self.drawn.norms if _is_single(new)]
+        if wanted == "gn" and single:
+            notes.append(
+                f"{len(single)} norms have one channel a group (32 channels in 32 groups),"
+                " which is instance normalization; gn(16) gives two channels a group."
+            )
         method = self.recipe.method
         added = sum(row.action == "add" for row in self.rows)
         if self.drawn.layers and method is not None and method.learns_gain:

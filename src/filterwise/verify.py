@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from filterwise.errors import FilterwiseWarning
 from filterwise.filters import CONVOLUTIONS, TRANSPOSED
 from filterwise.graph.untouched import random_states
-from filterwise.host import converted
+from filterwise.host import converted, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -152,8 +152,9 @@ def first_suspect(
 ) -> str | None:
     """Return the layer that most likely makes two models differ.
 
-    That is the first converted layer of `expected` that a run never calls, since its weight must be
-    read by something else; if there is none, what `first_difference` returns, with its arguments.
+    That is the first converted layer of `expected` that a run never calls although its raw weight
+    bears on the output, so that something else must read it; if there is none, what
+    `first_difference` returns, with its arguments.
     """
     called: set[str] = set()
     handles = [
@@ -162,13 +163,18 @@ def first_suspect(
     ]
     try:
         with evaluating(expected):
-            expected(*arguments)
+            output = expected(*arguments)
     finally:
         for handle in handles:
             handle.remove()
-    uncalled = [name for name, _ in converted(expected) if name not in called]
-    if uncalled:
-        return uncalled[0]
+    for name, module in converted(expected):
+        if name not in called:
+            other = copy.deepcopy(expected)
+            weight = getattr(other.get_submodule(name), state_of(module).parameter)
+            with torch.no_grad(), evaluating(other):
+                weight.mul_(2)
+                if relative_difference(output, other(*arguments)) > 0:
+                    return name
     return first_difference(expected, found, arguments, limit, leave_out)
 
 
