@@ -88,8 +88,8 @@ def draw(summary: Summary) -> list[Figure]:
         _figure(
             "error_by_micro_batch",
             "Test error by micro-batch",
-            f"{bands}, after the last epoch; logarithmic scales. Every optimizer step has the same"
-            " pictures in all, cut into micro-batches.",
+            f"{bands}, after the last epoch; logarithmic scales, 0 drawn at 0.05 %. Every optimizer"
+            " step has the same pictures in all, cut into micro-batches.",
             [(title, lambda axes, tables=tables: _micro(axes, tables)) for title, tables in groups],
             summary.tables[0].rows,
             _least(summary),
@@ -97,8 +97,8 @@ def draw(summary: Summary) -> list[Figure]:
         _figure(
             "error_by_epoch",
             "Test error by epoch",
-            f"{bands}, over the seeds that finished the epoch; logarithmic error scale. A line that"
-            " is missing or ends early belongs to runs that diverged.",
+            f"{bands}, over the seeds that finished the epoch; logarithmic error scale, 0 drawn at"
+            " 0.05 %. A line that is missing or ends early belongs to runs that diverged.",
             [
                 (_short(table), lambda axes, table=table: _epochs(axes, table))
                 for table in summary.tables
@@ -211,19 +211,24 @@ def _band(
     upper: list[float],
 ) -> None:
     style = _style(place)
-    axes.plot(at, [100 * value for value in median], **style)
+    axes.plot(at, _heights(median), **style)
     axes.fill_between(
         at,
-        [100 * value for value in lower],
-        [100 * value for value in upper],
+        _heights(lower),
+        _heights(upper),
         color=style["color"],
         alpha=0.18,
         linewidth=0,
     )
 
 
+def _heights(errors: Sequence[float]) -> list[float]:
+    """Return percentages; a logarithm has no place for 0, which goes to the lowest tick."""
+    return [max(100 * error, TICKS[0]) for error in errors]
+
+
 def _bar(axes: Any, place: int, row: Row) -> None:
-    median, lower, upper = (100 * (getattr(row, name) or 0.0) for name in _COLUMNS)
+    median, lower, upper = _heights([getattr(row, name) for name in _COLUMNS])
     axes.errorbar(
         [place], [median], [[median - lower], [upper - median]], capsize=4, **_style(place)
     )
