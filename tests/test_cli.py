@@ -297,7 +297,7 @@ def test_killed_it_leaves_whole_runs_and_nobody_and_carries_on(whole, long, tmp_
 @pytest.mark.skipif(sys.platform == "win32", reason="signals of POSIX")
 def test_ctrl_c_keeps_what_is_finished(long, tmp_path):
     path = tmp_path / "results.jsonl"
-    process = start(*long, "--epochs", "200", "--out", tmp_path)
+    process = start(*long, "--epochs", "80", "--out", tmp_path)
     wait_for_lines(path, 1, process)
     # As a terminal does: to every process of the foreground.
     os.killpg(process.pid, signal.SIGINT)
@@ -466,6 +466,9 @@ def own_module(tmp_path, monkeypatch):
         "    return 3\n"
         "def failing():\n"
         "    raise KeyError('depth')\n"
+        "def talking():\n"
+        "    print('built')\n"
+        "    return small()\n"
         "number = 4\n"
     )
     monkeypatch.chdir(tmp_path)
@@ -478,6 +481,23 @@ def test_inspect_finds_a_factory_in_the_current_folder(own_module):
     result = call("inspect", f"{own_module}:small", "--recipe", "gn+ws", "--json")
     assert result.exit_code == 0, result.output
     assert [row["name"] for row in json.loads(result.stdout)["rows"]] == ["0", "1", "2"]
+
+
+def test_what_a_factory_prints_stays_out_of_the_json(own_module):
+    result = call("inspect", f"{own_module}:talking", "--json")
+    assert json.loads(result.stdout)["model"] == f"{own_module}:talking"
+    assert "built" in result.stderr
+
+
+def test_a_detection_model_is_built_without_fetching_weights(monkeypatch):
+    from torch import hub
+
+    def fetch(*_, **__):
+        raise AssertionError("weights were fetched")
+
+    monkeypatch.setattr(hub, "load_state_dict_from_url", fetch)
+    result = call("inspect", "fcos_resnet50_fpn", "--json")
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize(
@@ -545,6 +565,20 @@ def test_without_the_extra_one_line_says_what_to_install(missing):
         f"filterwise: the command line needs {package}; install its extra with"
         " pip install 'filterwise[lab]'\n"
     )
+
+
+def test_the_extra_holds_what_the_command_line_asks_for():
+    from importlib.metadata import requires
+
+    from filterwise.cli import NEEDED
+
+    extra = [line for line in requires("filterwise") or () if re.search("extra == .lab", line)]
+    assert {re.match(r"[\w-]+", line)[0] for line in extra} == set(NEEDED.values())
+
+
+def test_quick_beside_named_tables_is_told(compared):
+    _, _, out, words = compared
+    assert "note: --quick changes the default tables only" in call(*words, out, "--quick").stderr
 
 
 def test_the_installed_command_is_this_one():

@@ -190,6 +190,34 @@ def test_a_torchvision_set_that_is_not_there_says_how_to_get_it(tmp_path, name):
         load(name, root=str(tmp_path))
 
 
+def test_a_download_that_fails_is_one_line(tmp_path, monkeypatch):
+    from urllib.error import URLError
+
+    from torchvision.datasets import mnist
+
+    def refuse(*_, **__):
+        print("Downloading ...")
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(mnist, "download_and_extract_archive", refuse)
+    with pytest.raises(
+        LabError, match=r"mnist cannot be read from .* The download failed"
+    ) as caught:
+        load("mnist", root=str(tmp_path), download=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_downloads_report_on_standard_error(tmp_path, monkeypatch, capsys):
+    from torchvision.datasets import FashionMNIST
+
+    _write_mnist(tmp_path, 20, seed=0)
+    monkeypatch.setattr(FashionMNIST, "download", lambda _: print("Downloading ..."))
+    load("fashionmnist", root=str(tmp_path), download=True)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "Downloading" in captured.err
+
+
 def test_cifar_archives_of_others_are_not_unpickled(tmp_path):
     """Torchvision compares checksums first, so a stranger's pickle in its place is never opened."""
     folder = tmp_path / "cifar-10-batches-py"

@@ -119,6 +119,18 @@ def test_the_same_settings_give_the_same_bits(digits, recipe):
     assert other.curve != one.curve
 
 
+@pytest.mark.parametrize("net", ["plain", "residual"])
+def test_strictly_deterministic_runs_need_no_other_operations(digits, net, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    loose = engine.train(settings(digits, net=net, epochs=1), digits)
+    try:
+        strict = engine.train(settings(digits, net=net, epochs=1, deterministic=True), digits)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        engine.be_deterministic(False)
+    assert strict == loose
+
+
 def test_error_and_curve_are_those_of_the_wrong_answers(digits):
     outcome = engine.train(settings(digits, epochs=3), digits)
     wrong = engine.unpacked(outcome.wrong, 100)

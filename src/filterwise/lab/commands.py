@@ -232,5 +232,5 @@ def _one_line(terminal: Terminal) -> Iterator[None]:
         terminal.fail(str(error))
         raise typer.Exit(error.exit_code) from None
     except KeyboardInterrupt:
-        terminal.fail("Stopped.")
+        terminal.fail("Stopped. What finished is kept; the same command carries on.")
         raise typer.Exit(1) from None

@@ -99,6 +99,9 @@ def compare(settings: CompareSettings, command: str, terminal: Terminal) -> Comp
     for sentence in try_out(_nets(panels), settings.recipes, data):
         terminal.warn(sentence)
 
+    if settings.quick and not settings.chooses_defaults:
+        terminal.warn("--quick changes the default tables only; here others were asked for.")
+
     results = Results(Path(settings.out))
     results.prepare()
     before = results.read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
 import traceback
@@ -41,9 +42,7 @@ def find_model(name: str) -> tuple[nn.Module, str]:
     if ":" in name:
         return _from_factory(name), f"{name}(), as its factory made it"
     if name in _torchvision_names():
-        from torchvision import models
-
-        return _built(name, lambda: models.get_model(name, weights=None)), "torchvision"
+        return _of_torchvision(name), "torchvision"
     if name in _timm_names():
         import timm
 
@@ -61,9 +60,7 @@ def named_model(name: str, channels: int, classes: int) -> nn.Module:
         LabError: If it cannot be built.
     """
     if name in _torchvision_names():
-        from torchvision import models
-
-        model = _built(name, lambda: models.get_model(name, weights=None, num_classes=classes))
+        model = _of_torchvision(name, num_classes=classes)
         return model if channels == 3 else _Repeated(model)
     if name in _timm_names():
         import timm
@@ -86,6 +83,17 @@ class _Repeated(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         return self.model(pictures.expand(-1, 3, -1, -1))
+
+
+def _of_torchvision(name: str, **options: Any) -> nn.Module:
+    from torchvision import models
+
+    builder = models.get_model_builder(name)
+    options["weights"] = None
+    if "weights_backbone" in inspect.signature(builder).parameters:
+        # Detection and segmentation models would fetch their backbone's weights.
+        options["weights_backbone"] = None
+    return _built(name, lambda: builder(**options))
 
 
 def _built(name: str, make: Any) -> nn.Module:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from filterwise.lab.figures import DARK, LIGHT, inline
 from filterwise.lab.reading import percent
@@ -49,9 +48,7 @@ def page(
         chance=summary.chance,
         pictures=summary.pictures,
         sentences=sentences,
-        # The one thing that is not escaped: SVG that this program has just drawn; its texts were
-        # escaped by matplotlib.
-        figures=[(figure, Markup(inline(figure))) for figure in figures],
+        figures=[(figure, inline(figure)) for figure in figures],
         light=LIGHT,
         dark=DARK,
         facts=facts,

@@ -148,9 +148,14 @@ class CompareSettings(_Frozen):
     def _once(cls, values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         return values if values is None else tuple(dict.fromkeys(values))
 
+    @property
+    def chooses_defaults(self) -> bool:
+        """Whether neither network, learning rate nor micro-batch was named."""
+        return self.nets is None and self.learning_rates is None and self.micro_batches is None
+
     def panels(self) -> tuple[Panel, ...]:
         """Return the tables to train, the four of `PANELS` if nothing else was asked for."""
-        if self.nets is None and self.learning_rates is None and self.micro_batches is None:
+        if self.chooses_defaults:
             # The deep net takes as long as two others together: --quick leaves it out.
             return PANELS[:-1] if self.quick else PANELS
         return tuple(
