@@ -1,0 +1,97 @@
+"""One layer's effective weight as a node of autograd, whichever kernel computes it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from filterwise.kernel import choice, eager
+from filterwise.kernel.eager import Statistics
+from filterwise.kernel.family import Layer
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from filterwise.filters import FilterLayout
+    from filterwise.kernel.family import Family, Kernel
+
+__all__ = ["is_plain", "is_watched", "standardize"]
+
+
+def standardize(
+    weight: Tensor,
+    family: Family,
+    layout: FilterLayout,
+    gain: Tensor | None = None,
+    offset: Tensor | None = None,
+    *,
+    kernel: Kernel = "auto",
+) -> Tensor:
+    r"""Compute the effective weight of one layer, differentiably, twice if need be.
+
+    .. math:: \hat W = g\,k\,f(m_2)\,(W - c\,\mu) + b
+
+    Args:
+        weight: Raw weight, any shape that `layout` reads, any floating dtype and strides.
+        family: The method's place in the family, for this fan-in.
+        layout: Where the filters lie.
+        gain: g, one number per filter, any shape of that many elements; None is 1.
+        offset: b, likewise; None is 0.
+        kernel: Which implementation computes it. Under ``torch.func``, ``torch.compile``, tracing
+            and for tensors of other classes (``DTensor``) plain operations do, whatever it says.
+
+    Returns:
+        Tensor of the weight's shape, dtype, device and, where that is dense, strides.
+
+    Raises:
+        ValueError: If there is no kernel of that name, it is not installed, or it does not run on
+            the weight's device.
+    """
+    # Whoever watches operations would not see what happens in a Function, or through a pointer.
+    if is_watched():
+        return eager.compute(Layer(weight, family, layout, gain, offset), smooth=True)[0]
+    name = choice.resolve(kernel, weight.device) if is_plain(weight) else "eager"
+    return _Standardize.apply(weight, gain, offset, family, layout, name)
+
+
+def is_watched() -> bool:
+    """Tell whether a transform, a compiler, a tracer or a dispatch mode follows the operations."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._get_tracing_state() is not None
+    )
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Tell whether a tensor's numbers lie where its strides say, and not in a subclass's hands."""
+    return type(tensor) in (nn.Parameter, torch.Tensor) and tensor.layout == torch.strided
+
+
+class _Standardize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: Tensor,
+        gain: Tensor | None,
+        offset: Tensor | None,
+        family: Family,
+        layout: FilterLayout,
+        kernel: str,
+    ) -> Tensor:
+        out, saved = eager.compute(Layer(weight, family, layout, gain, offset))
+        ctx.family, ctx.layout, ctx.kernel = family, layout, kernel
+        ctx.save_for_backward(weight, gain, offset, *saved)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        weight, gain, offset, *saved = ctx.saved_tensors
+        layer = Layer(weight, ctx.family, ctx.layout, gain, offset)
+        # A second derivative passes through the statistics: they must be part of its graph.
+        statistics = None if torch.is_grad_enabled() else Statistics(*saved)
+        needs = ctx.needs_input_grad[:3]
+        return *eager.differentiate(layer, statistics, gradients[0], needs), None, None, None
