@@ -17,17 +17,17 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from filterwise import balance, checkpoint
+from filterwise import balance, checkpoint, kept
 from filterwise.errors import ConversionError
 from filterwise.filters import CONVOLUTIONS, TRANSPOSED, FilterLayout, layout_of
 from filterwise.methods.equinorm import EquilibriumNormalization
-from filterwise.methods.method import WeightMethod
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
 
+    from filterwise.kept import Kept
     from filterwise.kernel import Kernel
     from filterwise.methods.method import Method
 
@@ -59,6 +59,8 @@ class HostState:
         assigning: True while a checkpoint is loaded, when the raw weight may be a new parameter.
         loaded: What the last load found in place of these options, until it was said.
         looked: Modes in which an EquiNorm layer's first batch was looked at.
+        keeps: Whether effective weights are kept in evaluation.
+        kept: The kept weight, once there is one; never copied with the layer.
     """
 
     method: Method
@@ -70,6 +72,17 @@ class HostState:
     assigning: bool = False
     loaded: str | None = None
     looked: set[str] = field(default_factory=set)
+    keeps: bool = True
+    kept: Kept | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the kept weight out of copies and pickles."""
+        return {**self.__dict__, "kept": None}
+
+    def forget(self) -> None:
+        """Drop the kept weight; what was gathered on it stays."""
+        if self.kept is not None and not self.kept.forget():
+            self.kept = None
 
     def name(self, role: str) -> str:
         """Return the attribute that holds a gain, an offset or a statistic of this layer."""
@@ -102,6 +115,15 @@ class Hosted(nn.Module):
         del protocol
         return _rebuild, (self._filterwise_base,), self.__getstate__()
 
+    def train(self, mode: bool = True) -> Any:
+        """Change the mode, and drop what was kept in the other one."""
+        self._filterwise.forget()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self._filterwise.forget()
+        return super()._apply(*args, **kwargs)
+
     def extra_repr(self) -> str:
         """Return the base class's text and the method."""
         state = self._filterwise
@@ -127,6 +149,7 @@ class Hosted(nn.Module):
         error_msgs: list[str],
     ) -> None:
         state = self._filterwise
+        state.forget()
         state.assigning = True
         try:
             super()._load_from_state_dict(
@@ -242,15 +265,53 @@ def effective_weight(module: nn.Module, input: Tensor | None = None) -> Tensor:
         Tensor of the raw weight's shape, dtype and strides.
     """
     state = state_of(module)
-    weight = getattr(module, state.parameter)
-    gain = getattr(module, state.name("gain"), None) if state.method.has_gain else None
+    tensors = inputs_of(module)
+    held = _held(module, state, tensors)
+    if held is not None:
+        return held
     method = state.method
-    if isinstance(method, WeightMethod):
-        offset = getattr(module, state.name("offset")) if method.has_offset else None
-        return method.effective(weight, state.layout, gain, offset, state.kernel)
-    if not isinstance(method, EquilibriumNormalization):
-        raise TypeError(f"no host for the method {method!r}")
-    return balance.effective_weight(module, method, weight, gain, input)
+    if isinstance(method, EquilibriumNormalization):
+        gain = getattr(module, state.name("gain")) if method.has_gain else None
+        return balance.effective_weight(module, method, tensors[0], gain, input)
+    return kept.compute(state, tensors)
+
+
+def inputs_of(module: nn.Module) -> tuple[Tensor, ...]:
+    """Return all that a converted layer's effective weight is made from, the raw weight first.
+
+    Then come gain and offset where there are any, and EquiNorm's statistics.
+    """
+    state = state_of(module)
+    method = state.method
+    tensors = [getattr(module, state.parameter)]
+    if method.has_gain:
+        tensors.append(getattr(module, state.name("gain")))
+    if method.has_offset:
+        tensors.append(getattr(module, state.name("offset")))
+    if method.uses_input:
+        tensors += [
+            value for name in balance.BUFFERS if (value := module._buffers.get(name)) is not None
+        ]
+    return tuple(tensors)
+
+
+def _held(module: nn.Module, state: HostState, tensors: tuple[Tensor, ...]) -> Tensor | None:
+    """Return the kept weight where one may be used; None asks for the ordinary way."""
+    held = state.kept
+    if torch.is_grad_enabled():
+        if held is None or not held.in_use or not kept.can_keep(tensors):
+            return None
+        return kept.in_window(held, tensors)
+    first = state.method.uses_input and "evaluation" not in state.looked
+    resting = state.keeps and not module.training and not first
+    if not (resting or (held is not None and held.mode != "ordinary")) or not kept.can_keep(
+        tensors
+    ):
+        return None
+    if held is None:
+        kept.watch_steps()
+        held = state.kept = kept.Kept(state)
+    return kept.at_rest(held, tensors)
 
 
 def is_converted(module: nn.Module) -> bool:
