@@ -197,10 +197,11 @@ def test_level_follows_the_growth(recipe: str, blocks: int, level: str | None) -
 
 def test_branch_gains_that_were_set_or_trained_are_believed() -> None:
     model = make("wa", make_residual(24))
-    with torch.no_grad():
-        for block in model[1:-3]:
-            block.two.gain.fill_(24**-0.5)
-    assert check(model) == []
+    for gain in (24**-0.5, 0.97):
+        with torch.no_grad():
+            for block in model[1:-3]:
+                block.two.gain.fill_(gain)
+        assert check(model) == []
 
 
 # Batch size, learning rate, dtype
@@ -327,8 +328,10 @@ def test_single_pass_minds_signs_and_weight() -> None:
     assert check(two_pass, input=torch.rand(8, 3, 6, 6)) == []
 
 
-def test_synchronized_statistics_wait_for_nobody() -> None:
+def test_synchronized_statistics_wait_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make("equinorm(synchronize=true)")
+    # As one process of several: whatever asks the others fails here, where there are none.
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     assert check(model, input=torch.rand(8, 3, 6, 6)) == []
 
 

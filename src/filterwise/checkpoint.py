@@ -47,13 +47,12 @@ def write_options(destination: Any, prefix: str, method: Method) -> None:
         metadata.setdefault(prefix[:-1], {})[KEY] = options_record(method)
 
 
-def compare_options(metadata: dict[str, Any], method: Method, absent: list[str]) -> str | None:
+def compare_options(metadata: dict[str, Any], method: Method) -> str | None:
     """Return what a checkpoint says of one layer, where that is not what the layer is.
 
     Args:
         metadata: The layer's entry, as torch hands it over while loading.
         method: What the layer computes.
-        absent: Parameters and buffers of the method that the checkpoint does not have.
     """
     saved = metadata.get(KEY)
     if saved is not None:
@@ -68,13 +67,12 @@ def compare_options(metadata: dict[str, Any], method: Method, absent: list[str])
             if saved.get(name) != here.get(name)
         ]
         return f"it was saved as {method.name} with other options ({', '.join(changed)})"
-    start = f"; {', '.join(absent)} start at their initial values" if absent else ""
     if "version" in metadata:
         return (
-            f"the checkpoint is a plain model's, or another library's, and the layer computes"
-            f" {method}: the function changes{start}"
+            "the checkpoint is a plain model's, or another library's, and the layer computes"
+            f" {method}: the function changes"
         )
-    return f"the checkpoint has lost its metadata, so that its options are unknown{start}"
+    return "the checkpoint has lost its metadata, so that its options are unknown"
 
 
 def add_load_hook(model: nn.Module) -> None:
@@ -93,6 +91,7 @@ def remove_load_hook(model: nn.Module) -> None:
 def _say_what_differs(model: nn.Module, incompatible_keys: object) -> None:
     del incompatible_keys
     found: dict[str, list[str]] = {}
+    absent: dict[str, None] = {}
     layers = 0
     for name, module in model.named_modules():
         state = module.__dict__.get("_filterwise")
@@ -101,12 +100,18 @@ def _say_what_differs(model: nn.Module, incompatible_keys: object) -> None:
         layers += 1
         if state.loaded:
             found.setdefault(state.loaded, []).append(name or type(module).__name__)
-            state.loaded = None
-    for what, names in found.items():
-        warnings.warn(
-            f"{names[0]}: {what}. The same holds for {len(names)} of {layers} converted layers. Raw"
-            " weights were loaded as they are; to compute the saved function, convert with the"
-            " options that it was saved with.",
-            CheckpointWarning,
-            stacklevel=4,
-        )
+            absent |= dict.fromkeys(state.absent)
+        state.loaded, state.absent = None, ()
+    if not found:
+        return
+    words = [
+        f"{names[0]}: {what}. The same holds for {len(names)} of {layers} converted layers."
+        for what, names in found.items()
+    ]
+    if absent:
+        words.append(f"The checkpoint has no {', '.join(absent)}: initial values were taken.")
+    words.append(
+        "Raw weights were loaded as they are; to compute the saved function, convert with the"
+        " options that it was saved with."
+    )
+    warnings.warn(" ".join(words), CheckpointWarning, stacklevel=4)

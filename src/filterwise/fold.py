@@ -153,7 +153,7 @@ class _Folding:
         hosts = {flow.sole_norm(name): name for name, m in plain.named_modules() if weight_name(m)}
         for name, norm in found.items():
             layer = hosts.get(name)
-            if layer is None or flow.producers(name) != (layer,):
+            if layer is None:
                 self.reasons[name] = "no single convolution or linear layer hands its output to it"
                 continue
             host = plain.get_submodule(layer)

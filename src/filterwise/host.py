@@ -58,6 +58,7 @@ class HostState:
         adds_bias: Whether the method gave the layer a bias it did not have.
         assigning: True while a checkpoint is loaded, when the raw weight may be a new parameter.
         loaded: What the last load found in place of these options, until it was said.
+        absent: What it did not find of the method's parameters and buffers, likewise.
         looked: Modes in which an EquiNorm layer's first batch was looked at.
         keeps: Whether effective weights are kept in evaluation.
         kept: The kept weight, once there is one; never copied with the layer.
@@ -71,6 +72,7 @@ class HostState:
     adds_bias: bool = False
     assigning: bool = False
     loaded: str | None = None
+    absent: tuple[str, ...] = ()
     looked: set[str] = field(default_factory=set)
     keeps: bool = True
     kept: Kept | None = None
@@ -170,7 +172,8 @@ class Hosted(nn.Module):
             if prefix + name in missing_keys:
                 missing_keys.remove(prefix + name)
         _start(self, absent)
-        state.loaded = checkpoint.compare_options(local_metadata, state.method, absent)
+        state.loaded = checkpoint.compare_options(local_metadata, state.method)
+        state.absent = tuple(absent)
 
 
 def _is_distributed(value: object) -> bool:

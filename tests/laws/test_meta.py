@@ -40,7 +40,7 @@ def test_m1_every_law_bites(name, fault):
         with pytest.raises((AssertionError, RuntimeError)):
             one.test(subject.with_kernel(MUTANTS[fault]))
     else:
-        with FAULTS[fault](), pytest.raises(AssertionError):
+        with FAULTS[fault](), pytest.raises((AssertionError, RuntimeError, KeyError)):
             one.test(*([] if subject is None else [subject]))
 
 

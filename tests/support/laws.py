@@ -76,11 +76,8 @@ def host_law(
     return _enter(number, "hosted", chosen, rejects)
 
 
-def model_law(number: int, *, rejects: Sequence[str]) -> Callable[[Test], Test]:
-    """Enter a test without subjects, or with its own, under its number."""
-
-    def enter(test: Test) -> Test:
-        LAWS[test.__name__] = Law(number, test, {}, dict.fromkeys(rejects, ""))
-        return test
-
-    return enter
+def case_law(
+    number: int, cases: Sequence[Any], *, rejects: dict[str, str]
+) -> Callable[[Test], Test]:
+    """Run a test on cases of its own, such as every method on a small net."""
+    return _enter(number, "case", cases, rejects)
