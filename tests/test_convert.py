@@ -379,6 +379,23 @@ def test_wrapped_by_ddp_is_refused(tmp_path):
         torch.distributed.destroy_process_group()
 
 
+def test_lazy_model_is_refused():
+    with pytest.raises(fw.ConversionError, match="run it once"):
+        fw.convert_(nn.Sequential(nn.LazyConv2d(8, 3), nn.Conv2d(8, 2, 1)), "wa")
+
+
+def test_norms_inside_a_norm_are_one_norm():
+    from timm.layers import convert_splitbn_model
+
+    net = convert_splitbn_model(Net(), 2)
+    report = fw.convert_(net, "gn+ws")
+    assert [row.name for row in report if row.action == "replace"] == [
+        "norm",
+        "branch.1",
+        "up_norm",
+    ]
+
+
 def test_compiled_model_is_refused():
     with pytest.raises(fw.ConversionError, match=r"torch\.compile"):
         fw.convert_(torch.compile(Net()), "gn+wa")

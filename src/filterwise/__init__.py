@@ -23,6 +23,7 @@ from filterwise.errors import (
     RecipeError,
 )
 from filterwise.fold import fold, fold_report
+from filterwise.initialize import initialize_
 from filterwise.methods.centered_weight_normalization import CenteredWeightNormalization
 from filterwise.methods.equinorm import EquilibriumNormalization
 from filterwise.methods.equivariant_weight_standardization import EquivariantWeightStandardization
@@ -71,6 +72,7 @@ __all__ = [
     "fold",
     "fold_report",
     "functional",
+    "initialize_",
     "keep_weights",
     "methods",
     "param_groups",

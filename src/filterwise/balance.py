@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def effective_weight(
     """Return the layer's effective weight: by its batch in training, else by the running mean."""
     paper = method.geometry == "paper"
     if not module.training or x is None:
-        _look_once(module, "evaluation", weight, module.input_mean)
+        _look_once(module, "evaluation", weight, module.input_mean, None)
         factor = module.geometry_factor if paper else 1.0
         return method.effective(weight, module.input_mean, gain, geometry_factor=factor)
     linear = isinstance(module, nn.Linear)
@@ -72,7 +73,7 @@ def effective_weight(
         seen.add_(1)
         if paper:
             module.geometry_factor.fill_(factor)
-    _look_once(module, "training", weight, mean)
+    _look_once(module, "training", weight, mean, x)
     return method.effective(weight, mean, gain, geometry_factor=factor)
 
 
@@ -88,19 +89,23 @@ def _paper_factor(module: Any, x: Tensor) -> float:
     return factor
 
 
-def _look_once(module: Any, mode: str, weight: Tensor, mean: Tensor) -> None:
+def _look_once(module: Any, mode: str, weight: Tensor, mean: Tensor, x: Tensor | None) -> None:
     """Warn of statistics that cannot balance the layer: once a layer and mode, since it waits."""
     looked = module._filterwise.looked
     if mode in looked or mean.is_meta or torch.compiler.is_compiling() or _is_wrapped(mean):
         return
     looked.add(mode)
     method = module._filterwise.method
-    if mode == "evaluation":
+    if x is None:
         problems = []
         if int(module.num_batches_tracked) == 0:
             problems = ["has seen no training batch: evaluation takes input means of 1"]
     else:
-        problems = [what for _, what in method.problems(weight.detach(), mean.detach())]
+        alone = dataclasses.replace(method, synchronize=False)
+        axis = -1 if isinstance(module, nn.Linear) else 1
+        size = alone.input_mean(x.detach().float().square(), axis).sqrt()
+        found = method.problems(weight.detach(), mean.detach(), size)
+        problems = [what for _, what in found]
     for what in problems:
         shape = f"{type(module).__name__}{tuple(weight.shape)}"
         warnings.warn(f"an EquiNorm layer ({shape}) {what}", FilterwiseWarning, stacklevel=5)

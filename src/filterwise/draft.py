@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from filterwise import norms
 from filterwise.filters import CONVOLUTIONS, TRANSPOSED
@@ -82,6 +83,9 @@ def _whole_refusal(model: nn.Module) -> str | None:
         if wrapper:
             where = f" at {name}" if name else ""
             return f"is wrapped{where} ({wrapper}); convert the inner model first, then wrap it"
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        return f"has parameters without a shape yet ({lazy[0]}, lazy); run it once, then convert it"
     sharded = any(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
     if sharded:
         return "is sharded (FSDP2); convert it before fully_shard"
@@ -94,6 +98,11 @@ def _whole_refusal(model: nn.Module) -> str | None:
             " weights back, then convert_ again"
         )
     return None
+
+
+def _outermost(names: list[str]) -> list[str]:
+    """Leave out the norms inside a norm, such as those of split batches: it is one norm."""
+    return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
 
 
 class _Drawing:
@@ -119,7 +128,7 @@ class _Drawing:
             if not norms.is_norm(module)
             for layer in WeightLayer.of(name, module)
         ]
-        self.norm_names = [name for name, m in model.named_modules() if norms.is_norm(m)]
+        self.norm_names = _outermost([n for n, m in model.named_modules() if norms.is_norm(m)])
         names = [layer.name for layer in self.weights]
         self.selected = None if select is None else chooses(select, "select", names)
         excluded = [*names, *self.norm_names]
@@ -136,7 +145,7 @@ class _Drawing:
         self.removed = set(self._removed())
         self.bare = self._bare()
         for name, module in self.model.named_modules():
-            if norms.is_norm(module):
+            if name in self.norm_names:
                 self._norm(name, module)
             taken: list[WeightLayer] = []
             for layer in by_module.get(name, []):
@@ -258,7 +267,7 @@ class _Drawing:
         method = self.recipe.method
         if method is None or not method.needs_norm:
             return True
-        return self.recipe.norm != "none" and self.flow.normalized(layer.module_name)
+        return self.flow.normalized(layer.module_name, removed=self.removed)
 
     def _nothing_selected(self) -> None:
         if self.recipe.method is None or self.drawn.layers:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -112,4 +113,4 @@ def is_weight_layer(module: nn.Module) -> bool:
     if weight_name(module):
         return True
     parameters = module.parameters(recurse=False)
-    return any(p.dim() >= 2 and p.is_floating_point() for p in parameters)
+    return any(p.is_floating_point() and not is_lazy(p) and p.dim() >= 2 for p in parameters)

@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["balance_at_rest", "run_findings"]
 
-LEAST_MEAN = 0.05  # of the root mean square; a ReLU's output has 0.56, pictures in [0, 1] 0.9
-
 
 def balance_at_rest(layers: dict[str, nn.Module]) -> Iterator[Finding]:
     """Judge EquiNorm layers by their running means, where there are any."""
@@ -47,10 +45,14 @@ def balance_at_rest(layers: dict[str, nn.Module]) -> Iterator[Finding]:
 
 
 def _balance(
-    name: str, module: nn.Module, method: EquilibriumNormalization, mean: Tensor
+    name: str,
+    module: nn.Module,
+    method: EquilibriumNormalization,
+    mean: Tensor,
+    size: Tensor | None = None,
 ) -> Iterator[Finding]:
     weight = getattr(module, state_of(module).parameter).detach()
-    for level, words in method.problems(weight, mean.to(weight.device)):
+    for level, words in method.problems(weight, mean.to(weight.device), size):
         what, _, fix = words.partition(";")
         wrong = level == "error"
         yield Finding(
@@ -120,26 +122,9 @@ def _look_at_input(name: str, found: list[Finding]) -> Callable[..., None]:
         size = alone.input_mean(x.to(torch.float32).square(), -1 if linear else 1).sqrt()
         layer.input_mean.copy_(mean)
         layer.num_batches_tracked.fill_(1)
-        balance = list(_balance(name, module, method, mean))
-        if not any(one.level == "error" for one in balance):
-            balance = [*_centred_input(name, mean, size), *balance]
-        found.extend(balance)
+        found.extend(_balance(name, module, method, mean, size))
 
     return look
-
-
-def _centred_input(name: str, mean: Tensor, size: Tensor) -> Iterator[Finding]:
-    """Find an input whose means are small beside its values: the filters grow by the ratio."""
-    share = float(mean.sum().abs() / size.sum().clamp_min(1e-38))
-    if share < LEAST_MEAN:
-        yield Finding(
-            "error",
-            name,
-            f"the EquiNorm layer has an input whose mean is {share:.2g} of its size",
-            "filters are divided by the means of their input, so that they grow and change with"
-            " every batch where these are near zero",
-            "feed pictures that are not normalized to mean zero, or leave this layer out",
-        )
 
 
 def _look_at_output(name: str, overflowing: list[str]) -> Callable[..., None]:

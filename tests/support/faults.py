@@ -358,3 +358,68 @@ def never_refreshed():
 
     with patch.object(host, "effective_weight", wrong):
         yield
+
+
+@fault
+def reads_the_input():
+    """Lets the input into the effective weight."""
+    right = host.effective_weight
+
+    def wrong(module: Any, input: Any = None) -> Tensor:
+        out = right(module, input)
+        return out if input is None else out * (1.0 + 1e-6 * input.mean())
+
+    with patch.object(host, "effective_weight", wrong):
+        yield
+
+
+@fault
+def reads_the_batch():
+    """Lets the size of the batch into the effective weight."""
+    right = host.effective_weight
+
+    def wrong(module: Any, input: Any = None) -> Tensor:
+        out = right(module, input)
+        return out if input is None else out * (1.0 + 1e-2 * input.shape[0])
+
+    with patch.object(host, "effective_weight", wrong):
+        yield
+
+
+@fault
+def breaks_the_graph():
+    """Reads a number back from the weight."""
+    with _spoilt(lambda raw, out: out * (1.0 if raw.sum().item() else 2.0)):
+        yield
+
+
+@fault
+def recompiles():
+    """Puts a number that changes with every call into the graph."""
+    calls = []
+
+    def change(_: Tensor, out: Tensor) -> Tensor:
+        calls.append(1)
+        return out * (1.0 + 0.0 * len(calls))
+
+    with _spoilt(change):
+        yield
+
+
+@fault
+def says_nothing():
+    """Leaves the method out of a layer's repr."""
+    with patch.object(host.Hosted, "extra_repr", lambda _: ""):
+        yield
+
+
+@fault
+def decays_gains():
+    """Puts every parameter into the decayed group."""
+    groups = [{"weight_decay": 0.1}, {"weight_decay": 0.0, "params": []}]
+    with patch.object(
+        fw,
+        "param_groups",
+        lambda model, _: [groups[0] | {"params": list(model.parameters())}, groups[1]],
+    ):
+        yield

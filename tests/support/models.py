@@ -84,9 +84,11 @@ class HostCase:
         source = torch.Generator().manual_seed(seed)
         return torch.rand(self.host.input_shape, generator=source).to(self.dtype)
 
-    def effective(self, layer: nn.Module) -> Tensor:
+    def effective(self, layer: nn.Module, x: Tensor | None = None) -> Tensor:
         """Return what the converted layer computes with."""
-        return hosting.effective_weight(layer)  # looked up late, so that a fault can be put there
+        return hosting.effective_weight(
+            layer, x
+        )  # looked up late, so that a fault can be put there
 
     def expected(self, layer: Any) -> Tensor:
         """Return the filter matrix of the published formula in float64."""

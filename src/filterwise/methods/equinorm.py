@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["EquilibriumNormalization"]
 
 LEAST_SHARE = 0.1
+LEAST_MEAN = 0.05  # of the root mean square; a ReLU's output has 0.56, pictures in [0, 1] 0.9
 MOST_POSITIVE = 2.0
 
 
@@ -167,10 +168,17 @@ class EquilibriumNormalization(Method):
             out = out * gain.to(dtype).reshape(-1, *[1] * (weight.dim() - 1))
         return out.to(weight.dtype)
 
-    def problems(self, weight: Tensor, input_mean: Tensor) -> list[tuple[str, str]]:
+    def problems(
+        self, weight: Tensor, input_mean: Tensor, input_size: Tensor | None = None
+    ) -> list[tuple[str, str]]:
         """Return what keeps these statistics from balancing this weight, as (level, words).
 
         Levels are ``"error"`` and ``"warning"``. Values are read back from the device.
+
+        Args:
+            weight: Raw weight.
+            input_mean: v, ``(C,)``.
+            input_size: Root mean square of each input channel, where it is known.
         """
         found = []
         dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -187,6 +195,17 @@ class EquilibriumNormalization(Method):
                     " feed pictures that are not normalized to mean zero",
                 )
             )
+        elif input_size is not None:
+            share = float(v.sum().abs() / input_size.sum().clamp_min(1e-38))
+            if share < LEAST_MEAN:
+                found.append(
+                    (
+                        "error",
+                        f"has an input whose mean is {share:.2g} of its size, so that filters are"
+                        " divided by next to nothing and change with every batch; feed pictures"
+                        " that are not normalized to mean zero, or leave this layer out",
+                    )
+                )
         dims = tuple(range(1, weight.dim()))
         spread = _per_weight(v, weight)
         balanced = self.effective(wide, v)
