@@ -45,7 +45,7 @@ check: $(READY)
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
 	$(RUN)/pyright
-	$(RUN)/lint-imports
+	$(RUN)/lint-imports --no-logo
 	$(RUN)/python -m pytest --numprocesses $(WORKERS)
 
 format: $(READY)

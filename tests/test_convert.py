@@ -8,13 +8,13 @@ import pickle
 import pytest
 import torch
 import torchvision
-from tests.support.fingerprint import fingerprint
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrizations
 
 import filterwise as fw
 from filterwise import host
+from support.fingerprint import fingerprint
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::filterwise.NormalizationWarning", "ignore:.*has seen no training batch"
@@ -280,7 +280,7 @@ class TestSelection:
         report = fw.convert_(net, "wn", select="attn.in_proj_weight")
         assert report.converted == ["attn.in_proj_weight"]
         assert "attn.in_proj_weight_gain" in net.state_dict()
-        assert fw.describe(net) == {"attn": "wn"}
+        assert fw.describe(net) == {"attn.in_proj_weight": "wn"}
         with pytest.raises(fw.ConversionError, match="behind its back"):
             fw.convert_(Attention(), "wn", select="attn.out_proj")
 
@@ -314,7 +314,7 @@ def test_ws_without_a_norm_warns_and_says_how_much_activations_grow():
     ) as got:
         report = fw.convert_(net, "ws")
     assert len(got) == 1
-    assert "5-fold" in str(got[0].message)
+    assert "4 times those of a He layer" in str(got[0].message)
     assert any("nothing normalizes" in note for note in report.notes)
 
 
@@ -377,6 +377,32 @@ def test_wrapped_by_ddp_is_refused(tmp_path):
             fw.convert_(DistributedDataParallel(Net()), "gn+wa")
     finally:
         torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_head_that_only_training_uses_is_seen_in_either_mode(training):
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.body_norm = nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16)
+            self.side, self.side_norm = nn.Conv2d(16, 16, 1, bias=False), nn.BatchNorm2d(16)
+            self.side_head, self.head = nn.Conv2d(16, 4, 1), nn.Conv2d(16, 4, 1)
+
+        def forward(self, x):
+            x = self.body_norm(self.body(x)).relu()
+            out = self.head(x)
+            return (out, self.side_head(self.side_norm(self.side(x)))) if self.training else out
+
+    report = actions(fw.convert_(Auxiliary().train(training), "wa"))
+    assert report["side_head"] == report["head"] == "keep"
+    assert report["side.bias"] == report["body.bias"] == "add"
+
+
+def test_batch_norm_behind_an_addition_takes_the_dimension_of_the_convolutions():
+    net = torchvision.models.densenet121()
+    fw.convert_(net, "gn")
+    report = fw.convert_(net, "bn")
+    assert {row.action for row in report} == {"keep", "replace"}
 
 
 def test_lazy_model_is_refused():

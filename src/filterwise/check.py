@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from filterwise import norms
+from filterwise.filters import check_module
 from filterwise.findings import (
     LEVELS,
     Finding,
@@ -79,8 +80,7 @@ def check(
         >>> [finding.layer for finding in check(model)]
         ['0']
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     if loader is not None and batch_size is None:
         batch_size = getattr(loader, "batch_size", None)
     _positive("batch_size", batch_size)
@@ -166,7 +166,7 @@ def _unnormalized(
         norm = float(matrix.norm(dim=1).median())
         why += f": its filters have norm {norm:.3g}, those of a He layer 1.41"
     what = f"nothing normalizes the output of this layer, and {state.method} fixes no sound scale"
-    fix = f'convert with "gn+{state.method}", or with "wa", whose constant keeps the scale'
+    fix = f'convert with "gn+{state.method}", or with "wa", whose filters have He\'s scale'
     if re.match(r"(bn|gn|ln|in|keep)\b", state.recipe):
         fix = f'leave it out of the conversion (exclude="{name}"), or put a norm behind it'
         if _stands_before_identity(model, name):

@@ -87,10 +87,8 @@ def convert_(
     refused = [row for row in drawn.report if row.action == "refuse"]
     if refused:
         first, more = refused[0], len(refused) - 1
-        raise ConversionError(
-            f"{_where(first)} {first.reason}.{f' {more} more are refused.' if more else ''}"
-            f" The model is unchanged."
-        )
+        others = f" {more} more {'is' if more == 1 else 'are'} refused." if more else ""
+        raise ConversionError(f"{_where(first)} {first.reason}.{others} The model is unchanged.")
     with _all_or_nothing() as undo:
         _apply(model, drawn, recipe, kernel, undo)
         _warn(drawn)
@@ -116,7 +114,7 @@ def unconvert_(model: nn.Module) -> Report:
         weight = getattr(module, state.parameter)
         rows.append(
             Row(
-                name if state.parameter == "weight" else f"{name}.{state.parameter}",
+                host.weight_label(name, module),
                 host.base_class(module).__name__,
                 "remove",
                 str(state.method),
@@ -133,7 +131,7 @@ def unconvert_(model: nn.Module) -> Report:
 
 
 def describe(model: nn.Module) -> dict[str, str]:
-    """Return the canonical text of each converted layer's method, by the layer's name.
+    """Return the canonical text of each converted layer's method, by the name in reports.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
@@ -141,7 +139,10 @@ def describe(model: nn.Module) -> dict[str, str]:
         >>> describe(model)
         {'0': 'wa(constant=preserving)'}
     """
-    return {name: str(host.state_of(module).method) for name, module in host.converted(model)}
+    return {
+        host.weight_label(name, module): str(host.state_of(module).method)
+        for name, module in host.converted(model)
+    }
 
 
 def _where(row: Row) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from filterwise import norms
-from filterwise.filters import CONVOLUTIONS, TRANSPOSED
+from filterwise.filters import CONVOLUTIONS, TRANSPOSED, check_module
 from filterwise.graph import trace
 from filterwise.host import base_class, converted, state_of
 from filterwise.methods.weight_standardization import WeightStandardization
@@ -68,8 +69,7 @@ def draw(
         ConversionError: If a pattern matches nothing.
         TypeError: If the model is no module, or a selector none of its forms.
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
+    check_module(model)
     reason = _whole_refusal(model)
     if reason:
         row = Row("", type(model).__name__, "refuse", reason=reason)
@@ -191,7 +191,8 @@ class _Drawing:
         try:
             new, words = norms.replacement(module, wanted, **self._before(name))
         except ValueError as error:
-            self.rows.append(Row(name, kind, "refuse", reason=str(error)))
+            reason = f"cannot become {wanted}: {str(error).rstrip('.')}"
+            self.rows.append(Row(name, kind, "refuse", reason=reason))
             return
         if new is module:
             self.rows.append(Row(name, kind, "keep", reason=words))
@@ -201,12 +202,16 @@ class _Drawing:
         self.drawn.norms.append((module, new))
 
     def _before(self, name: str) -> dict[str, Any]:
-        """Return what the convolution before a norm tells: its dimension, dtype and device."""
-        for producer in self.flow.producers(name) or ():
-            module: Any = self.model.get_submodule(producer)
-            if isinstance(module, (*CONVOLUTIONS, *TRANSPOSED)):
-                like = module.weight
-                return {"dimension": len(module.kernel_size), "like": like}
+        """Return what the convolutions tell of a norm: its dimension, dtype and device.
+
+        The one before it does; else, behind an addition say, all of them if they agree.
+        """
+        before = [self.model.get_submodule(one) for one in self.flow.producers(name) or ()]
+        everywhere = [layer.module for layer in self.weights]
+        for modules in (before, everywhere):
+            found: list[Any] = [m for m in modules if isinstance(m, (*CONVOLUTIONS, *TRANSPOSED))]
+            if len({len(module.kernel_size) for module in found}) == 1:
+                return {"dimension": len(found[0].kernel_size), "like": found[0].weight}
         return {}
 
     def _weight(self, layer: WeightLayer, taken: list[WeightLayer]) -> None:
@@ -311,10 +316,11 @@ class _Drawing:
         method, layer = self.recipe.method, bare[0]
         grows = ""
         if isinstance(method, WeightStandardization) and method.divide and method.scale == "unit":
-            fold = layer.fan_in**0.5
+            times = math.sqrt(layer.fan_in / 2)
             grows = (
-                f' "{method}" gives its weights standard deviation 1, so activations grow about'
-                f" {fold:.0f}-fold here (square root of fan-in {layer.fan_in})."
+                f' "{method}" gives its weights standard deviation 1, so activations are about'
+                f" {times:.0f} times those of a He layer here (square root of half the fan-in,"
+                f" {layer.fan_in})."
             )
         norm = self.recipe.norm
         advice = f'Leave it out with exclude="{layer.name}", or use "{norm}+wa"'
@@ -323,6 +329,6 @@ class _Drawing:
         return (
             f"nothing normalizes the output of {layer.name or 'the model'}"
             f" ({base_class(layer.module).__name__}, weight {tuple(layer.weight.shape)}).{grows}"
-            f" {advice}, whose constant keeps the variance. Shown once; check(model) lists"
+            f" {advice}, whose filters have He's scale. Shown once; check(model) lists"
             f" every such layer ({len(bare)} here)."
         )

@@ -24,6 +24,7 @@ __all__ = [
     "CONVOLUTIONS",
     "TRANSPOSED",
     "FilterLayout",
+    "check_module",
     "is_weight_layer",
     "layout_of",
     "weight_name",
@@ -92,6 +93,16 @@ class FilterLayout:
         view, _ = self.split(like)
         groups, inputs, outputs, *kernel = view.shape
         return self.join(matrix.reshape(groups, outputs, inputs, *kernel).transpose(1, 2))
+
+
+def check_module(model: object) -> None:
+    """Refuse what is no module.
+
+    Raises:
+        TypeError: If it is none.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
 
 
 def layout_of(module: nn.Module, parameter: str = "weight") -> FilterLayout:

@@ -18,9 +18,9 @@ from torch.utils import _pytree as pytree
 
 from filterwise import norms, verify
 from filterwise.errors import FilterwiseWarning, FoldError
-from filterwise.filters import weight_name
+from filterwise.filters import check_module, weight_name
 from filterwise.graph import trace
-from filterwise.host import converted, is_converted, state_of
+from filterwise.host import converted, is_converted, state_of, weight_label
 from filterwise.merge import (
     fold_layer,
     fold_layers,
@@ -88,8 +88,7 @@ class _Folding:
     """One fold: the original, its plain copy, and what is found out on the way."""
 
     def __init__(self, model: nn.Module, bn: bool, example_input: Any) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"the model must be a torch.nn.Module, got {type(model).__name__}")
+        check_module(model)
         self.model = model
         self.bn = bn
         self.arguments = _arguments(example_input)
@@ -269,8 +268,7 @@ class _Folding:
         for name, module in self.model.named_modules():
             kind = type(module).__name__
             if name in self.layers:
-                parameter = state_of(module).parameter
-                label = name if parameter == "weight" else f"{name}.{parameter}".lstrip(".")
+                label = weight_label(name, module)
                 reasons = [f"{self.merged[name]} merged into it"] if name in self.merged else []
                 reasons += [self.reasons[name]] if name in self.reasons else []
                 kind = type(plain.get_submodule(name)).__name__

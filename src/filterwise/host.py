@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from filterwise import balance, checkpoint, kept
 from filterwise.errors import ConversionError
-from filterwise.filters import CONVOLUTIONS, TRANSPOSED, FilterLayout, layout_of
+from filterwise.filters import CONVOLUTIONS, TRANSPOSED, FilterLayout, check_module, layout_of
 from filterwise.methods.equinorm import EquilibriumNormalization
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ __all__ = [
     "is_converted",
     "state_of",
     "uninstall",
+    "weight_label",
 ]
 
 STATE = "_filterwise"
@@ -334,6 +335,12 @@ def state_of(module: nn.Module) -> HostState:
     return state
 
 
+def weight_label(name: str, module: nn.Module) -> str:
+    """Return a converted layer's name in reports; the parameter's, where that is not weight."""
+    parameter = state_of(module).parameter
+    return name if parameter == "weight" else f"{name}.{parameter}".lstrip(".")
+
+
 def base_class(module: nn.Module) -> type[nn.Module]:
     """Return the class a module had before it was converted (its own, if it is plain)."""
     return module._filterwise_base if isinstance(module, Hosted) else type(module)
@@ -341,6 +348,7 @@ def base_class(module: nn.Module) -> type[nn.Module]:
 
 def converted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield name and module of every converted layer, each once, in registration order."""
+    check_module(model)
     for name, module in model.named_modules():
         if is_converted(module):
             yield name, module

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from filterwise.filters import weight_name
+from filterwise.filters import check_module, weight_name
 from filterwise.host import is_converted, state_of
 from filterwise.norms import is_norm
 
@@ -36,6 +36,7 @@ def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         >>> [len(group["params"]) for group in param_groups(model, 5e-4)]
         [1, 3]
     """
+    check_module(model)
     if not weight_decay >= 0:
         raise ValueError(f"weight_decay must be >= 0, got {weight_decay!r}")
     decayed: dict[int, Tensor] = {}

@@ -110,13 +110,13 @@ def chooses(
     """
     if callable(selector):
         return selector
-    patterns = [selector] if isinstance(selector, str) else list(selector)
+    patterns = [selector] if isinstance(selector, str) else selector
+    if not isinstance(patterns, Sequence) or not all(isinstance(one, str) for one in patterns):
+        raise TypeError(
+            f"{word} must be a name pattern, a list of them, or a predicate (name, module) -> bool,"
+            f" got {selector!r}"
+        )
     for pattern in patterns:
-        if not isinstance(pattern, str):
-            raise TypeError(
-                f"{word} must be a name pattern, a list of them, or a predicate (name, module) ->"
-                f" bool, got {pattern!r}"
-            )
         if any(fnmatchcase(name, pattern) for name in names):
             continue
         inside = [name for name in names if name.startswith(pattern.rstrip(".*") + ".")]
@@ -162,9 +162,13 @@ def refusal(layer: WeightLayer, method: Method, parent: nn.Module | None) -> str
     if isinstance(parent, nn.MultiheadAttention) and layer.parameter == "weight":
         return "is read by MultiheadAttention behind its back, so a method would have no effect"
     prefix = "" if layer.parameter == "weight" else f"{layer.parameter}_"
-    taken = [role for role in ("gain", "offset") if hasattr(module, prefix + role)]
-    if taken and method.has_gain:
-        return f"already has an attribute {prefix}{taken[0]}"
+    added = ["gain"] if method.has_gain else []
+    added += ["offset"] if method.has_offset else []
+    added = [prefix + role for role in added]
+    added += balance.BUFFERS if method.uses_input else ()
+    taken = [name for name in added if hasattr(module, name)]
+    if taken:
+        return f"already has an attribute {taken[0]}"
     if method.uses_input and isinstance(module, TRANSPOSED):
         return method.refuses(layer.weight.shape, layout_of(module))
     if method.uses_input and (reason := balance.refusal(module)):

@@ -10,7 +10,10 @@ from support import references
 from support.cases import PLAIN, Subject, subjects
 from support.compare import assert_close, assert_same, per_row
 from support.laws import law
+from support.models import HostCase, host_cases
 from support.tolerances import WRONG
+
+LAYERS = ("Conv2d[g=2]", "ConvTranspose1d[g=2]", "Linear", "named")
 
 
 @law(
@@ -112,6 +115,27 @@ def test_law17_forward_mode_is_right_or_refused(subject: Subject):
     pulled = subject.gradients(weight, upstream, gain)[0]
     found, expected = (pushed * upstream).sum(), (pulled * tangent).sum()
     assert_close(found, expected, absolute=1e-12 * float(upstream.norm() * pushed.norm()))
+
+
+@pytest.mark.parametrize(
+    "hosted",
+    [one for one in host_cases(("f64",)) if one.host.id in LAYERS],
+    ids=lambda one: one.id,
+)
+def test_law17_gradcheck_of_a_layer(hosted: HostCase):
+    """Through the forward, in input, raw weight, gain and bias, by `functional_call`."""
+    layer = hosted.layer().requires_grad_()
+    names = [name for name, _ in layer.named_parameters()]
+
+    def call(x, *values):
+        return torch.func.functional_call(layer, dict(zip(names, values, strict=True)), (x,))
+
+    values = [value.detach().clone().requires_grad_() for value in layer.parameters()]
+    x = hosted.x()[:1].requires_grad_()
+    assert gradcheck(call, (x, *values), fast_mode=True)
+    if hosted.case.method().uses_input:
+        layer.train()
+        assert gradcheck(call, (x, *values), fast_mode=True)
 
 
 @law(

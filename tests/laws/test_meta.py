@@ -15,8 +15,8 @@ from filterwise import functional
 from filterwise.methods.method import Method
 from filterwise.methods.registry import METHODS
 from support.cases import CASES, Subject
-from support.faults import FAULTS
 from support.laws import LAWS
+from support.model_faults import FAULTS
 from support.mutants import MUTANTS
 
 HERE = Path(__file__).parent

@@ -6,7 +6,7 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_load_state
 
 
 def fingerprint(model):
-    """Return types, names in order, identities and bits of tensors, hooks, modes, flags, strides."""
+    """Return types, order, identities and bits of tensors, hooks, modes, flags, strides."""
     seen = []
     for name, module in model.named_modules(remove_duplicate=False):
         hooks = tuple(tuple(getattr(module, hook).values()) for hook in HOOKS)

@@ -28,7 +28,8 @@ class Law:
         test: The test function.
         subjects: What it runs on, by id.
         rejects: A fault's name to the id of the subject on which the law must see it. The fault is
-            a kernel of `support.mutants` for a law on matrices, else a patch of `support.faults`.
+            a kernel of `support.mutants` for a law on matrices, else a patch of `support.faults`
+            or `support.model_faults`.
     """
 
     number: int

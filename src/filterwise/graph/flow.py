@@ -27,7 +27,8 @@ How = Literal["traced", "ran", "registration order"]
 def trace(model: nn.Module, example_input: Any = None) -> Flow:
     """Find what follows what in a model, by the best way that serves.
 
-    First symbolic tracing; else one run with the example input, without gradient; else the order of
+    First symbolic tracing, in the other mode too where this one leaves layers out (heads that only
+    training uses); else one run with the example input, without gradient; else the order of
     registration, which is a guess. The model, its buffers, mode and hooks, and all random states
     are left as they were.
 
@@ -42,7 +43,8 @@ def trace(model: nn.Module, example_input: Any = None) -> Flow:
     if example_input is not None:
         given = len(example_input) if isinstance(example_input, tuple) else 1
     try:
-        return Flow(model, trace_symbols(model, given), "traced", "")
+        graph = trace_symbols(model, given)
+        return Flow(model, graph, "traced", "", _other_mode(model, graph, given))
     except Exception as error:  # the model's own code runs: anything may be raised
         why = f"symbolic tracing failed ({_first_line(error)})"
     if example_input is None:
@@ -66,7 +68,9 @@ class Flow:
 
     how: How
 
-    def __init__(self, model: nn.Module, graph: Graph, how: How, why: str) -> None:
+    def __init__(
+        self, model: nn.Module, graph: Graph, how: How, why: str, other: Graph | None = None
+    ) -> None:
         """Keep a graph.
 
         Args:
@@ -74,13 +78,16 @@ class Flow:
             graph: One forward pass.
             how: Which way served.
             why: Why no better way did.
+            other: A forward pass in the other mode, for what this one does not use.
         """
         self.how = how
         self._graph = graph
         self._why = why
         self._registered = graph if how == "registration order" else _registered(model)
         layers = dict.fromkeys(name for node in self._registered.nodes for name in node.layers)
-        self._unseen = [name for name in layers if name not in graph.calls]
+        self._other = other
+        seen = graph.calls if other is None else {**graph.calls, **other.calls}
+        self._unseen = [name for name in layers if name not in seen]
 
     @property
     def sentence(self) -> str:
@@ -107,6 +114,8 @@ class Flow:
         known, since the norm was not used.
         """
         graph = self._graph
+        if norm not in graph.calls and self._other is not None:
+            graph = self._other
         if norm not in graph.calls:
             return None
         found: dict[str, None] = {}
@@ -198,6 +207,8 @@ class Flow:
         calls = self._graph.calls.get(layer, ())
         if calls:
             return self._graph, calls
+        if self._other is not None and layer in self._other.calls:
+            return self._other, self._other.calls[layer]
         graph = self._part(layer)
         return graph, graph.calls.get(layer, ())
 
@@ -214,6 +225,22 @@ class Flow:
                 ]
                 return _chain(nodes)
         return self._registered
+
+
+def _other_mode(model: nn.Module, graph: Graph, given: int | None) -> Graph | None:
+    """Trace in the other mode too, if this one leaves a layer or norm out."""
+    if all(name in graph.calls for node in _registered(model).nodes for name in node.layers):
+        return None
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in modes:
+            module.training = not modes[0][1]
+        return trace_symbols(model, given)
+    except Exception:  # the model's own code runs; this mode need not trace
+        return None
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _registered(model: nn.Module) -> Graph:

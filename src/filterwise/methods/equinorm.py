@@ -24,6 +24,7 @@ __all__ = ["EquilibriumNormalization"]
 LEAST_SHARE = 0.1
 LEAST_MEAN = 0.05  # of the root mean square; a ReLU's output has 0.56, pictures in [0, 1] 0.9
 MOST_POSITIVE = 2.0
+ROUNDINGS = 16  # a channel mean below this many roundings of the channel's mean size counts as 0
 
 
 @dataclass(frozen=True)
@@ -117,15 +118,19 @@ class EquilibriumNormalization(Method):
         samples = max(1, math.ceil(self.fraction * x.shape[0]))
         part = x[:samples].to(torch.promote_types(x.dtype, torch.float32)).movedim(channel_axis, 0)
         part = part.flatten(1)
-        if not self.synchronize or not (
-            distributed.is_available() and distributed.is_initialized()
-        ):
-            return part.mean(1)
-        from torch.distributed.nn import functional as distributed_functional
-
+        sums = torch.cat([part.sum(1), part.detach().abs().sum(1)])
         count = part.new_full((1,), part.shape[1])
-        total = distributed_functional.all_reduce(torch.cat([part.sum(1), count]))
-        return total[:-1] / total[-1]
+        if self.synchronize and distributed.is_available() and distributed.is_initialized():
+            from torch.distributed.nn import functional as distributed_functional
+
+            sums, count = distributed_functional.all_reduce(torch.cat([sums, count])).split(
+                [len(sums), 1]
+            )
+        mean, size = (sums / count).chunk(2)
+        # A mean that rounding alone explains is none: dividing by it would blow the filters up.
+        own = torch.finfo(x.dtype).eps / math.sqrt(part.shape[1])
+        noise = ROUNDINGS * max(torch.finfo(part.dtype).eps, own)
+        return torch.where(mean.detach().abs() > noise * size, mean, 0.0)
 
     def effective(
         self,

@@ -24,15 +24,13 @@ def number(
     Raises:
         ValueError: If it is anything else, booleans included; `above` excludes the minimum.
     """
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if good:
-        value = float(value)  # pyright: ignore[reportArgumentType]
-        good = (value > minimum if above else value >= minimum) and value <= maximum
-    if not good:
-        demand = "" if minimum == -math.inf else f" {'>' if above else '>='} {minimum:g}"
-        limit = "" if maximum == math.inf else f" and <= {maximum:g}"
-        raise ValueError(f"{name} must be a number{demand}{limit}, got {value!r}")
-    return float(value)  # pyright: ignore[reportArgumentType]
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        enough = value > minimum if above else value >= minimum
+        if enough and value <= maximum:
+            return float(value)
+    demand = "" if minimum == -math.inf else f" {'>' if above else '>='} {minimum:g}"
+    limit = "" if maximum == math.inf else f" and <= {maximum:g}"
+    raise ValueError(f"{name} must be a number{demand}{limit}, got {value!r}")
 
 
 def flag(name: str, value: object) -> None:
