@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from filterwise.kernel import eager
+from filterwise.kernel import choice
 from filterwise.kernel.choice import check_kernel, resolve
 from filterwise.kernel.family import Family, Gradients, Kernel, Layer, Saved
-from filterwise.kernel.function import standardize
+from filterwise.kernel.function import is_watched, serving, standardize
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -47,9 +47,17 @@ def forward(
     Raises:
         ValueError: If the kernel cannot serve (`standardize`).
     """
-    check_kernel(kernel)
+    watched = is_watched()
+    names = ["eager" if watched else serving(layer, kernel) for layer in layers]
+    saved: dict[int, Saved] = {}
     with torch.no_grad():
-        return eager.forward(layers, outs)
+        for name, places in _by_kernel(names):
+            some = [layers[i] for i in places], [outs[i] for i in places]
+            kept = choice.module_of(name).forward(*some)
+            for place, numbers in zip(places, kept, strict=True):
+                saved[place] = Saved(name, numbers)
+    _moved(outs)
+    return [saved[place] for place in range(len(layers))]
 
 
 def backward(
@@ -66,7 +74,7 @@ def backward(
         layers: As they were given to `forward`, their weights and gains unchanged since.
         saved: What `forward` gave.
         gradients: Gradient of each effective weight, any floating dtype and strides.
-        kernel: The kernel that `forward` was called with.
+        kernel: As it was given to `forward`; which one served a layer stands in `saved`.
         in_place: Write a weight's gradient into the tensor that came in, where that has the
             weight's dtype. For tensors that the caller owns.
 
@@ -78,5 +86,28 @@ def backward(
         ValueError: If the kernel cannot serve (`standardize`).
     """
     check_kernel(kernel)
+    done: dict[int, Gradients] = {}
     with torch.no_grad():
-        return eager.backward(layers, saved, gradients, in_place=in_place)
+        for name, places in _by_kernel([one.kernel for one in saved]):
+            found = choice.module_of(name).backward(
+                [layers[i] for i in places],
+                [saved[i].kept for i in places],
+                [gradients[i] for i in places],
+                in_place=in_place,
+            )
+            for place, one in zip(places, found, strict=True):
+                done[place] = one
+    if in_place:
+        _moved(gradients)
+    return [done[place] for place in range(len(layers))]
+
+
+def _by_kernel(names: Sequence[str]) -> Iterator[tuple[str, Sequence[int]]]:
+    """Yield each kernel that serves, and which layers it serves."""
+    for name in dict.fromkeys(names):
+        yield name, [place for place, one in enumerate(names) if one == name]
+
+
+def _moved(tensors: Sequence[Tensor]) -> None:
+    """Say that tensors were written to: what is written by pointer moves no version counter."""
+    torch.autograd.graph.increment_version([one for one in tensors if not one.is_inference()])

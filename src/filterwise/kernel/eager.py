@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from filterwise.kernel.family import Family, Gradients, Layer, Saved
+    from filterwise.kernel.family import Family, Gradients, Layer
 
 __all__ = ["Statistics", "backward", "compute", "differentiate", "forward"]
 
@@ -126,9 +126,9 @@ def _deviation(view: Tensor, statistics: Statistics, *, centre: bool) -> Tensor:
 
 def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Cast, saturating a finite number that the narrower dtype cannot hold."""
-    if values.dtype == dtype:
-        return values
     limit = torch.finfo(dtype).max
+    if torch.finfo(values.dtype).max <= limit:
+        return values.to(dtype)
     return torch.where(values.isfinite(), values.clamp(-limit, limit), values).to(dtype)
 
 
@@ -206,19 +206,19 @@ def differentiate(
     return to_weight, to_gain, to_offset
 
 
-def forward(layers: Sequence[Layer], outs: Sequence[Tensor]) -> list[Saved]:
+def forward(layers: Sequence[Layer], outs: Sequence[Tensor]) -> list[Statistics]:
     """Write the effective weight of every layer into its tensor (see `filterwise.kernel`)."""
-    saved: list[Saved] = []
+    saved: list[Statistics] = []
     for layer, out in zip(layers, outs, strict=True):
         effective, statistics = compute(layer, out.dtype)
         out.copy_(effective)
-        saved.append(tuple(statistics))
+        saved.append(statistics)
     return saved
 
 
 def backward(
     layers: Sequence[Layer],
-    saved: Sequence[Saved],
+    saved: Sequence[Statistics],
     gradients: Sequence[Tensor],
     *,
     in_place: bool,
@@ -226,7 +226,7 @@ def backward(
     """Return the gradients of every layer (see `filterwise.kernel`)."""
     done: list[Gradients] = []
     for layer, kept, gradient in zip(layers, saved, gradients, strict=True):
-        to_weight, to_gain, to_offset = differentiate(layer, Statistics(*kept), gradient)
+        to_weight, to_gain, to_offset = differentiate(layer, kept, gradient)
         assert to_weight is not None
         if in_place and gradient.dtype == to_weight.dtype:
             to_weight = gradient.copy_(to_weight)

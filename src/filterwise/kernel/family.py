@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Family", "Gradients", "Kernel", "Layer", "Saved"]
 
-Kernel = Literal["auto", "eager"]
-"""Which implementation computes effective weights; ``"auto"`` takes the best for the device."""
+Kernel = Literal["auto", "eager", "numba", "triton"]
+"""Which implementation computes effective weights; ``"auto"`` takes the fastest that can."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,14 @@ class Layer(NamedTuple):
     """b, likewise; None is 0."""
 
 
-Saved = tuple["Tensor", ...]
-"""What a kernel's forward keeps for its backward: a few numbers per filter, in its own form."""
+class Saved(NamedTuple):
+    """What a kernel's forward keeps of a layer for its backward: a few numbers per filter."""
+
+    kernel: str
+    """The kernel that served."""
+    kept: Any
+    """The numbers, in that kernel's own form."""
+
 
 Gradients = tuple["Tensor", "Tensor | None", "Tensor | None"]
 """Gradients of one layer's weight, gain and offset; None where there is no gain or offset."""

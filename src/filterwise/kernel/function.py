@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from filterwise.kernel import choice, eager
-from filterwise.kernel.eager import Statistics
 from filterwise.kernel.family import Layer
 
 if TYPE_CHECKING:
@@ -17,7 +15,9 @@ if TYPE_CHECKING:
     from filterwise.filters import FilterLayout
     from filterwise.kernel.family import Family, Kernel
 
-__all__ = ["is_plain", "is_watched", "standardize"]
+__all__ = ["is_plain", "is_watched", "serving", "standardize"]
+
+PLAIN = (torch.nn.Parameter, torch.Tensor)
 
 
 def standardize(
@@ -49,11 +49,11 @@ def standardize(
         ValueError: If there is no kernel of that name, it is not installed, or it does not run on
             the weight's device.
     """
+    layer = Layer(weight, family, layout, gain, offset)
     # Whoever watches operations would not see what happens in a Function, or through a pointer.
     if is_watched():
-        return eager.compute(Layer(weight, family, layout, gain, offset), smooth=True)[0]
-    name = choice.resolve(kernel, weight.device) if is_plain(weight) else "eager"
-    return _Standardize.apply(weight, gain, offset, family, layout, name)
+        return eager.compute(layer, smooth=True)[0]
+    return _Standardize.apply(weight, gain, offset, family, layout, serving(layer, kernel))
 
 
 def is_watched() -> bool:
@@ -68,7 +68,25 @@ def is_watched() -> bool:
 
 def is_plain(tensor: Tensor) -> bool:
     """Tell whether a tensor's numbers lie where its strides say, and not in a subclass's hands."""
-    return type(tensor) in (nn.Parameter, torch.Tensor) and tensor.layout == torch.strided
+    return type(tensor) in PLAIN and tensor.layout == torch.strided and not tensor.is_neg()
+
+
+def serving(layer: Layer, kernel: Kernel) -> str:
+    """Return the kernel that computes a layer: the one asked for, or eager where it cannot.
+
+    Raises:
+        ValueError: If the kernel is not installed, or not for the weight's device.
+    """
+    weight, _, _, gain, offset = layer
+    name = choice.resolve(kernel, weight.device)
+    if name == "eager":
+        return name
+    plain = (
+        is_plain(weight)
+        and (gain is None or is_plain(gain))
+        and (offset is None or is_plain(offset))
+    )
+    return name if plain and choice.module_of(name).serves(layer) else "eager"
 
 
 class _Standardize(torch.autograd.Function):
@@ -82,16 +100,25 @@ class _Standardize(torch.autograd.Function):
         layout: FilterLayout,
         kernel: str,
     ) -> Tensor:
-        out, saved = eager.compute(Layer(weight, family, layout, gain, offset))
+        layer = Layer(weight, family, layout, gain, offset)
+        if kernel == "eager":
+            out, ctx.kept = eager.compute(layer)
+        else:
+            out = torch.empty_like(weight)
+            (ctx.kept,) = choice.module_of(kernel).forward((layer,), (out,))
         ctx.family, ctx.layout, ctx.kernel = family, layout, kernel
-        ctx.save_for_backward(weight, gain, offset, *saved)
+        ctx.save_for_backward(weight, gain, offset)
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        weight, gain, offset, *saved = ctx.saved_tensors
+        weight, gain, offset = ctx.saved_tensors
         layer = Layer(weight, ctx.family, ctx.layout, gain, offset)
-        # A second derivative passes through the statistics: they must be part of its graph.
-        statistics = None if torch.is_grad_enabled() else Statistics(*saved)
-        needs = ctx.needs_input_grad[:3]
-        return *eager.differentiate(layer, statistics, gradients[0], needs), None, None, None
+        (gradient,) = gradients
+        if torch.is_grad_enabled() or is_watched() or not is_plain(gradient):
+            # A second derivative passes through the statistics: they must be part of its graph.
+            needs = ctx.needs_input_grad[:3]
+            return *eager.differentiate(layer, None, gradient, needs), None, None, None
+        kernel = choice.module_of(ctx.kernel)
+        (done,) = kernel.backward((layer,), (ctx.kept,), (gradient,), in_place=False)
+        return *done, None, None, None

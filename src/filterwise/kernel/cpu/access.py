@@ -143,8 +143,7 @@ def _from_half(builder: Any, value: Any) -> Any:
 
 
 @intrinsic
-def fetch_and_add(typing: Any, address: Any, index: Any) -> Any:
-    """Add one to a 64-bit integer that several threads share; return what it was."""
+def _fetch_and_add(typing: Any, address: Any, index: Any) -> Any:
     del typing, address, index
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -156,6 +155,8 @@ def fetch_and_add(typing: Any, address: Any, index: Any) -> Any:
     return types.int64(types.int64, types.int64), generate
 
 
+fetch_and_add: Any = _fetch_and_add
+"""``fetch_and_add(address, index)``: add one to an integer that threads share; what it was."""
 load_integer = _loader(I64, types.int64)
 load_double = _loader(F64, types.float64)
 load_single = _loader(F32, types.float32)

@@ -24,6 +24,7 @@ from filterwise.kernel.cpu.job import (
     Job,
 )
 from filterwise.kernel.cpu.loops import (
+    PLAIN,
     buffer_combine,
     buffer_reach,
     buffer_scale,
@@ -46,7 +47,7 @@ SIZES = (4, 2, 2, 8)
 """Bytes of an element by its dtype's code."""
 
 
-@njit(error_model="numpy")
+@njit(**PLAIN)
 def _scale(layer, moment, unit):
     """Return constant times f, and the curvature h, for a second moment in units."""
     scale, eps = load_integer(layer, Column.SCALE), load_double(layer, Column.EPS)
@@ -70,7 +71,7 @@ def _scale(layer, moment, unit):
     return factor, (unbiased / square if square != 0 else 0.0)
 
 
-@njit(error_model="numpy")
+@njit(**PLAIN)
 def _keep(layer, row, mean, unit, factor, curvature):
     kept = load_integer(layer, Column.KEPT) + row * KEPT * 8
     store_double(kept, 0, mean)
@@ -79,7 +80,7 @@ def _keep(layer, row, mean, unit, factor, curvature):
     store_double(kept, 3, curvature)
 
 
-@njit(error_model="numpy")
+@njit(**PLAIN)
 def _of_filter(layer, row, values, default):
     """Return this filter's number of a gain or an offset."""
     address = load_integer(layer, values)
@@ -89,7 +90,7 @@ def _of_filter(layer, row, values, default):
     return load_number(load_integer(layer, kind), address, row)
 
 
-@njit(error_model="numpy")
+@njit(**PLAIN)
 def _start(layer, row):
     """Return where a filter starts, in elements."""
     per_group = load_integer(layer, Column.PER_GROUP)
@@ -98,7 +99,7 @@ def _start(layer, row):
     return group * load_integer(layer, Column.GROUP_STRIDE) + inside
 
 
-@njit(error_model="numpy")
+@njit(**PLAIN)
 def _forward_single(layer, row):
     length, run = load_integer(layer, Column.FAN_IN), load_integer(layer, Column.RUN)
     stride, runs = load_integer(layer, Column.RUN_STRIDE), length // run
@@ -122,7 +123,7 @@ def _forward_single(layer, row):
     write(kind, weight, out, runs, run, stride, first, factor, rest)
 
 
-@njit(error_model="numpy")
+@njit(**PLAIN)
 def _backward_single(layer, row):
     length, run = load_integer(layer, Column.FAN_IN), load_integer(layer, Column.RUN)
     stride, runs = load_integer(layer, Column.RUN_STRIDE), length // run
@@ -133,19 +134,22 @@ def _backward_single(layer, row):
     centre = load_integer(layer, Column.CENTRE)
     first = 0.0 if load_integer(layer, Column.RAW) else load_number(SINGLE, weight, 0)
     kept = load_integer(layer, Column.KEPT) + row * KEPT * 8
-    mean, factor, curvature = load_double(kept, 0), load_double(kept, 2), load_double(kept, 3)
-    total, inner = gradient_sums(kind, weight, gradient, runs, run, stride, first)
-    inner = inner - mean * total if centre else inner + first * total
-    _gradients_of_filter(layer, row, inner * factor, total)
-    outer = factor * _of_filter(layer, row, Column.GAIN, 1.0)
-    along = -outer * (inner * curvature / length)
-    rest = -along * mean - (outer * (total / length) if centre else 0.0)
-    write_gradient(
-        kind, weight, gradient, out, runs, run, stride, first, outer, along, rest
+    unit = load_double(kept, 1)
+    mean, factor, curvature = (
+        load_double(kept, 0) * unit,
+        load_double(kept, 2),
+        load_double(kept, 3),
     )
+    total, inner = gradient_sums(kind, weight, gradient, runs, run, stride, first)
+    inner = (inner - mean * total if centre else inner + first * total) / unit
+    _gradients_of_filter(layer, row, inner * factor, total)
+    outer = factor * _of_filter(layer, row, Column.GAIN, 1.0) / unit
+    along = -outer * (inner * curvature / length) / unit
+    rest = -along * mean - (outer * (total / length) if centre else 0.0)
+    write_gradient(kind, weight, gradient, out, runs, run, stride, first, outer, along, rest)
 
 
-@njit(error_model="numpy")
+@njit(**PLAIN)
 def _gradients_of_filter(layer, row, to_gain, to_offset):
     address = load_integer(layer, Column.TO_GAIN)
     if address != 0:
@@ -155,7 +159,7 @@ def _gradients_of_filter(layer, row, to_gain, to_offset):
         store_number(load_integer(layer, Column.OFFSET_TYPE), address, row, to_offset)
 
 
-@njit(error_model="numpy")
+@njit(**PLAIN)
 def _forward_buffered(layer, row, buffer):
     length, run = load_integer(layer, Column.FAN_IN), load_integer(layer, Column.RUN)
     stride, runs = load_integer(layer, Column.RUN_STRIDE), length // run
@@ -182,7 +186,7 @@ def _forward_buffered(layer, row, buffer):
     scatter(out_kind, buffer, out, runs, run, stride)
 
 
-@njit(error_model="numpy")
+@njit(**PLAIN)
 def _backward_buffered(layer, row, buffer):
     length, run = load_integer(layer, Column.FAN_IN), load_integer(layer, Column.RUN)
     stride, runs = load_integer(layer, Column.RUN_STRIDE), length // run
@@ -217,7 +221,7 @@ def _backward_buffered(layer, row, buffer):
     scatter(kind, above, out, runs, run, stride)
 
 
-@njit(error_model="numpy")
+@njit(**PLAIN)
 def _is_single(layer, backward):
     """Tell whether the loops that need no buffer serve this layer."""
     other = Column.GRADIENT_TYPE if backward else Column.OUT_TYPE
@@ -226,7 +230,7 @@ def _is_single(layer, backward):
     )
 
 
-@njit(error_model="numpy")
+@njit(**PLAIN)
 def _run_task(job, begin, end, buffer):
     """Do the filters whose first weight lies between two places in the row of all weights."""
     backward = load_integer(job, Job.BACKWARD)
