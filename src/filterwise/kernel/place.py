@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from filterwise.filters import FilterLayout
 
-__all__ = ["Place", "in_order", "lies_as", "place_of"]
+__all__ = ["Place", "Targets", "empty_like", "in_order", "lies_as", "place_of"]
 
 
 class Place(NamedTuple):
@@ -92,3 +92,51 @@ def in_order(tensor: Tensor, strides: tuple[int, ...]) -> Tensor:
     if lies_as(tensor, strides):
         return tensor
     return tensor.new_empty_strided(tensor.shape, strides).copy_(tensor)
+
+
+def empty_like(values: Tensor | None) -> Tensor | None:
+    """Return a contiguous tensor for the gradient of a gain or offset, where there is one."""
+    if values is None:
+        return None
+    return torch.empty_like(values, memory_format=torch.contiguous_format)
+
+
+class Targets:
+    """Where results are written, tensor by tensor, and the copies that follow the kernel's call.
+
+    A kernel writes elements in the weight's order; a tensor that lies otherwise gets a copy.
+    """
+
+    def __init__(self) -> None:
+        """Start a call."""
+        self.late: list[tuple[Tensor, Tensor]] = []
+
+    def effective(self, out: Tensor, place: Place) -> Tensor:
+        """Return the tensor that an effective weight is written to."""
+        if lies_as(out, place.strides):
+            return out
+        target = out.new_empty_strided(out.shape, place.strides)
+        self.late.append((out, target))
+        return target
+
+    def gradient(
+        self, weight: Tensor, gradient: Tensor, place: Place, *, in_place: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the incoming gradient in order, where the weight's goes, and what the caller gets.
+
+        The weight's gradient is written over the incoming one where that may be, and over a copy of
+        it where one had to be made.
+        """
+        ordered = in_order(gradient, place.strides)
+        if ordered.dtype != weight.dtype or (ordered is gradient and not in_place):
+            target = torch.empty_like(weight)
+            return ordered, target, target
+        if ordered is gradient or not in_place:
+            return ordered, ordered, ordered
+        self.late.append((gradient, ordered))
+        return ordered, ordered, gradient
+
+    def finish(self) -> None:
+        """Copy what was written elsewhere to where it belongs."""
+        for out, target in self.late:
+            out.copy_(target)

@@ -29,7 +29,7 @@ from filterwise.kernel.cpu.job import (
     Column,
     Job,
 )
-from filterwise.kernel.place import Place, in_order, lies_as, place_of
+from filterwise.kernel.place import Place, Targets, empty_like, in_order, place_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,21 +70,15 @@ def _fits(values: Tensor, place: Place) -> bool:
 
 def forward(layers: Sequence[Layer], outs: Sequence[Tensor]) -> list[tuple[Tensor, int]]:
     """Write effective weights by pointer; return a table of what is kept, and each layer's row."""
-    work = _Work()
-    late: list[tuple[Tensor, Tensor]] = []
-    kept: list[int] = []
+    work, targets, kept = _Work(), Targets(), []
     for layer, out in zip(layers, outs, strict=True):
         place, columns = _columns(layer)
-        target = out
-        if not lies_as(out, place.strides):
-            target = out.new_empty_strided(out.shape, place.strides)
-            late.append((out, target))
+        target = targets.effective(out, place)
         kept.append(work.filters)
         work.add(layer, place, columns, target, target, None, None)
     table = torch.empty(work.filters * KEPT, dtype=torch.float64)
     work.run(table.data_ptr(), kept, backward=False)
-    for out, target in late:
-        out.copy_(target)
+    targets.finish()
     return [(table, row) for row in kept]
 
 
@@ -96,29 +90,19 @@ def backward(
     in_place: bool,
 ) -> list[Gradients]:
     """Return the gradients of every layer (see `filterwise.kernel`)."""
-    work = _Work()
-    late: list[tuple[Tensor, Tensor]] = []
+    work, targets = _Work(), Targets()
     done: list[Gradients] = []
     for layer, gradient in zip(layers, gradients, strict=True):
         place, columns = _columns(layer)
-        ordered = in_order(gradient, place.strides)
-        to_weight = result = ordered
-        if ordered.dtype != layer.weight.dtype or (ordered is gradient and not in_place):
-            to_weight = result = torch.empty_like(layer.weight)
-        elif ordered is not gradient and in_place:
-            result = gradient
-            late.append((gradient, to_weight))
-        to_gain, to_offset = _empty(layer.gain), _empty(layer.offset)
+        ordered, to_weight, result = targets.gradient(
+            layer.weight, gradient, place, in_place=in_place
+        )
+        to_gain, to_offset = empty_like(layer.gain), empty_like(layer.offset)
         work.add(layer, place, columns, to_weight, ordered, to_gain, to_offset)
         done.append((result, to_gain, to_offset))
     work.run(0, [kept.data_ptr() + row * KEPT * 8 for kept, row in saved], backward=True)
-    for gradient, to_weight in late:
-        gradient.copy_(to_weight)
+    targets.finish()
     return done
-
-
-def _empty(like: Tensor | None) -> Tensor | None:
-    return None if like is None else torch.empty_like(like, memory_format=torch.contiguous_format)
 
 
 class _Work:

@@ -161,12 +161,22 @@ def gradient_sums(kind, weight, gradient, runs, run, stride, first):
     return _sums_half(weight, gradient, 2, runs, run, stride, first)
 
 
+@njit(**EXACT)
+def _write_over(weight, gradient, runs, run, stride, first, outer, along, rest):
+    # One name for what is read and written: of two the loop would fear that they overlap.
+    for r in range(runs):
+        source, target = weight + r * stride * 4, gradient + r * stride * 4
+        for i in range(run):
+            shifted = float64(load_single(source, i)) - first
+            push = float64(load_single(target, i))
+            store_single(target, i, float32(push * outer + (shifted * along + rest)))
+
+
 @njit(**PLAIN)
 def write_gradient(kind, weight, gradient, out, runs, run, stride, first, outer, along, rest):
     """Write g outer + (w - first) along + rest."""
     if out == gradient:
-        # Said by the same name twice, or the loop would fear that the two overlap.
-        _back_single(weight, gradient, 4, gradient, runs, run, stride, first, outer, along, rest)
+        _write_over(weight, gradient, runs, run, stride, first, outer, along, rest)
     elif kind == SINGLE:
         _back_single(weight, gradient, 4, out, runs, run, stride, first, outer, along, rest)
     elif kind == BFLOAT16:
