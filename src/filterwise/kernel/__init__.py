@@ -9,7 +9,7 @@ import torch
 from filterwise.kernel import choice
 from filterwise.kernel.choice import check_kernel, resolve
 from filterwise.kernel.family import Family, Gradients, Kernel, Layer, Saved
-from filterwise.kernel.function import is_watched, serving, standardize
+from filterwise.kernel.function import by_address, serving, standardize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,8 +47,10 @@ def forward(
     Raises:
         ValueError: If the kernel cannot serve (`standardize`).
     """
-    watched = is_watched()
-    names = ["eager" if watched else serving(layer, kernel) for layer in layers]
+    names = [
+        serving(layer, kernel) if by_address(out) else "eager"
+        for layer, out in zip(layers, outs, strict=True)
+    ]
     saved: dict[int, Saved] = {}
     with torch.no_grad():
         for name, places in _by_kernel(names):
@@ -88,10 +90,14 @@ def backward(
     check_kernel(kernel)
     done: dict[int, Gradients] = {}
     with torch.no_grad():
-        for name, places in _by_kernel([one.kernel for one in saved]):
+        names = [
+            one.kernel if by_address(gradient) else "eager"
+            for one, gradient in zip(saved, gradients, strict=True)
+        ]
+        for name, places in _by_kernel(names):
             found = choice.module_of(name).backward(
                 [layers[i] for i in places],
-                [saved[i].kept for i in places],
+                [saved[i].kept if saved[i].kernel == name else None for i in places],
                 [gradients[i] for i in places],
                 in_place=in_place,
             )

@@ -218,12 +218,15 @@ def forward(layers: Sequence[Layer], outs: Sequence[Tensor]) -> list[Statistics]
 
 def backward(
     layers: Sequence[Layer],
-    saved: Sequence[Statistics],
+    saved: Sequence[Statistics | None],
     gradients: Sequence[Tensor],
     *,
     in_place: bool,
 ) -> list[Gradients]:
-    """Return the gradients of every layer (see `filterwise.kernel`)."""
+    """Return the gradients of every layer (see `filterwise.kernel`).
+
+    Where another kernel went forward, its numbers are not known here and None stands for them.
+    """
     done: list[Gradients] = []
     for layer, kept, gradient in zip(layers, saved, gradients, strict=True):
         to_weight, to_gain, to_offset = differentiate(layer, kept, gradient)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from filterwise.filters import FilterLayout
     from filterwise.kernel.family import Family, Kernel
 
-__all__ = ["is_plain", "is_watched", "serving", "standardize"]
+__all__ = ["by_address", "is_traced", "is_watched", "serving", "standardize"]
 
 PLAIN = (torch.nn.Parameter, torch.Tensor)
 
@@ -50,25 +50,39 @@ def standardize(
             the weight's device.
     """
     layer = Layer(weight, family, layout, gain, offset)
-    # Whoever watches operations would not see what happens in a Function, or through a pointer.
-    if is_watched():
+    if is_traced():
         return eager.compute(layer, smooth=True)[0]
     return _Standardize.apply(weight, gain, offset, family, layout, serving(layer, kernel))
 
 
-def is_watched() -> bool:
-    """Tell whether a transform, a compiler, a tracer or a dispatch mode follows the operations."""
+def is_traced() -> bool:
+    """Tell whether a transform, a compiler or a tracer must see every operation.
+
+    They differentiate or record the formula themselves; a Function would hide it from them.
+    """
     return (
         torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
-        or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._get_tracing_state() is not None
     )
 
 
-def is_plain(tensor: Tensor) -> bool:
-    """Tell whether a tensor's numbers lie where its strides say, and not in a subclass's hands."""
-    return type(tensor) in PLAIN and tensor.layout == torch.strided and not tensor.is_neg()
+def is_watched() -> bool:
+    """Tell whether anybody follows the operations, a dispatch mode included."""
+    return torch._C._len_torch_dispatch_stack() > 0 or is_traced()
+
+
+def by_address(*tensors: Tensor | None) -> bool:
+    """Tell whether tensors may be read and written by their addresses.
+
+    Their numbers must lie where their strides say, not in the hands of a subclass, and nobody may
+    be following the operations, since this one would not be seen.
+    """
+    return not is_watched() and all(
+        tensor is None
+        or (type(tensor) in PLAIN and tensor.layout == torch.strided and not tensor.is_neg())
+        for tensor in tensors
+    )
 
 
 def serving(layer: Layer, kernel: Kernel) -> str:
@@ -79,14 +93,9 @@ def serving(layer: Layer, kernel: Kernel) -> str:
     """
     weight, _, _, gain, offset = layer
     name = choice.resolve(kernel, weight.device)
-    if name == "eager":
-        return name
-    plain = (
-        is_plain(weight)
-        and (gain is None or is_plain(gain))
-        and (offset is None or is_plain(offset))
-    )
-    return name if plain and choice.module_of(name).serves(layer) else "eager"
+    if name == "eager" or not by_address(weight, gain, offset):
+        return "eager"
+    return name if choice.module_of(name).serves(layer) else "eager"
 
 
 class _Standardize(torch.autograd.Function):
@@ -115,7 +124,7 @@ class _Standardize(torch.autograd.Function):
         weight, gain, offset = ctx.saved_tensors
         layer = Layer(weight, ctx.family, ctx.layout, gain, offset)
         (gradient,) = gradients
-        if torch.is_grad_enabled() or is_watched() or not is_plain(gradient):
+        if torch.is_grad_enabled() or not by_address(gradient):
             # A second derivative passes through the statistics: they must be part of its graph.
             needs = ctx.needs_input_grad[:3]
             return *eager.differentiate(layer, None, gradient, needs), None, None, None
