@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import ExitStack, contextmanager
+import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,23 +12,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 from filterwise import host
 from filterwise.errors import FilterwiseWarning
-from filterwise.kept import Kept, Window, can_keep, fill, watch_steps
+from filterwise.keeping import Window, can_keep, watch_steps
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     from torch import nn
 
-    from filterwise.kept import Mode
+    from filterwise.host import HostState
+    from filterwise.keeping import Keeper, Mode
+
+    Before = tuple[Keeper, Mode, Window | None]
 
 __all__ = ["defer", "keep_weights"]
 
-WINDOW = "_filterwise_window"
-TOLD = "_filterwise_told"
 
-
-@contextmanager
-def defer(model: nn.Module, enabled: bool = True) -> Iterator[None]:
+def defer(model: nn.Module, enabled: bool = True) -> AbstractContextManager[None]:
     """Gather a micro-batch's gradients on the kept weights, as `no_sync` does with DDP's.
 
     Around each micro-batch's forward and backward but the last::
@@ -44,7 +44,9 @@ def defer(model: nn.Module, enabled: bool = True) -> Iterator[None]:
     once, in that last backward.
 
     Contexts nest, and each puts back what it found. Leaving ``enabled=False`` hands over whatever
-    is left. An exception drops nothing: what was gathered stays, as it would in ``.grad``.
+    is left. An exception drops nothing: what was gathered stays, as it would in ``.grad``, and
+    `zero_grad` of either kind drops it. Between micro-batches ``.grad`` of a raw weight is the
+    gathered gradient, that of the effective weight: clip or rescale after the window.
 
     Args:
         model: A model with converted layers, a part of one, a plain model (nothing happens), or
@@ -52,37 +54,17 @@ def defer(model: nn.Module, enabled: bool = True) -> Iterator[None]:
         enabled: False for the last micro-batch of a step.
 
     Raises:
-        DeferralError: By the next forward, if a raw weight or gain has changed while gradients were
-            gathered on it; by an optimizer's step, if its parameters still have a sum to come.
+        DeferralError: By the next forward, if a raw weight or gain has changed, or a gathered
+            gradient was rescaled; by ``backward(create_graph=True)`` inside; by an optimizer's
+            step, if its parameters still have a sum to come.
 
     What cannot be seen: a write through ``.data`` or numpy between two micro-batches of a window.
-    EquiNorm depends on the micro-batch and takes no part; shards of FSDP take none either; both are
-    said once. Under ``torch.compile`` layers compute in the graph, as without deferral.
+    Ask for gradients inside by ``backward()``, not by `torch.autograd.grad` of raw weights, which
+    are not part of the graph there. EquiNorm depends on the micro-batch and takes no part; weights
+    sharded by FSDP take none either; both are said once. Under ``torch.compile`` layers compute in
+    the graph, as without deferral.
     """
-    with ExitStack() as stack:
-        inner = model
-        if isinstance(model, DistributedDataParallel):
-            inner = model.module
-            if enabled:
-                stack.enter_context(model.no_sync())
-        watch_steps()
-        window = inner.__dict__.setdefault(WINDOW, Window())
-        layers = _deferrable(inner)
-        before = [(kept, kept.mode, kept.window) for _, kept in layers]
-        mode: Mode = "defer" if enabled else "hand over"
-        try:
-            for _, kept in layers:
-                kept.mode = mode
-                kept.window = window if kept.gathered() is None else kept.window
-            _fill_stale(layers)
-            yield
-            if not enabled:
-                window.close()
-        finally:
-            for kept, former, old in before:
-                kept.mode = former
-                if kept.gathered() is None:
-                    kept.window = old
+    return _Context(model, enabled)
 
 
 def keep_weights(model: nn.Module, enabled: bool) -> None:
@@ -99,43 +81,147 @@ def keep_weights(model: nn.Module, enabled: bool) -> None:
             state.forget()
 
 
-def _deferrable(model: nn.Module) -> list[tuple[nn.Module, Kept]]:
-    """Return the layers that take part, with what they keep; say once which ones cannot."""
-    found, aside = [], []
-    owners: dict[int, Kept] = {}
-    for name, module in host.converted(model):
-        state = host.state_of(module)
+class _Plan:
+    """What `defer` knows of a model, so that it need not be looked through at every micro-batch."""
+
+    def __init__(self) -> None:
+        self.window = Window()
+        self.states: list[HostState] = []
+        self.wrappers: list[weakref.ref[DistributedDataParallel]] = []
+        self.told = False
+
+
+# Nothing lies on the model itself, which may be plain and is the user's to copy and pickle.
+_PLANS: weakref.WeakKeyDictionary[nn.Module, _Plan] = weakref.WeakKeyDictionary()
+
+
+class _Context:
+    """One `defer`; it can be entered again, also from within."""
+
+    def __init__(self, model: nn.Module, enabled: bool) -> None:
+        self._model = model
+        self._enabled = enabled
+        self._left: list[tuple[Window, list[Before], list[Any]]] = []
+
+    def __enter__(self) -> None:
+        if torch.compiler.is_compiling():
+            return
+        plan = _PLANS.get(self._model)
+        if plan is not None:
+            plan.window.end_if_dropped()
+        if plan is None or plan.window not in Window.opened:
+            plan = _look_through(self._model, plan)
+        window = plan.window
+        entered = self._enter_wrappers(plan) if plan.wrappers else []
+        before: list[Before] = [(keeper, keeper.mode, keeper.window) for keeper in window.members]
+        mode: Mode = "defer" if self._enabled else "hand over"
+        for keeper in window.members:
+            keeper.mode, keeper.window = mode, window
+        self._left.append((window, before, entered))
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if not self._left:
+            return
+        window, before, entered = self._left.pop()
+        try:
+            if not self._enabled and kind is None:
+                elsewhere = [one.gathering for one in window.members if one.gathering is not None]
+                window.close(kept for kept in elsewhere if kept.gathered() is not None)
+        finally:
+            for keeper, mode, former in before:
+                keeper.mode, keeper.window = mode, former
+            for context in reversed(entered):
+                context.__exit__(None, None, None)
+
+    def _enter_wrappers(self, plan: _Plan) -> list[Any]:
+        """Enter `no_sync` of DDP: else it waits for gradients that come with the last backward."""
+        entered = []
+        for reference in plan.wrappers:
+            wrapper = reference()
+            if wrapper is None or not self._enabled:
+                continue
+            context = wrapper.no_sync()
+            context.__enter__()
+            entered.append(context)
+            if wrapper.find_unused_parameters and not plan.window.at_end:
+                close = partial(_close_before_synchronizing, weakref.ref(plan.window))
+                plan.window.at_end.append(wrapper.register_forward_pre_hook(close).remove)
+        return entered
+
+
+def _close_before_synchronizing(
+    window: weakref.ref[Window], wrapper: DistributedDataParallel, inputs: object
+) -> None:
+    """Hand over before DDP reduces the gradients of parameters that this forward will not use."""
+    del inputs
+    opened = window()
+    if opened is not None and wrapper.require_backward_grad_sync and torch.is_grad_enabled():
+        opened.close()
+
+
+def _look_through(model: nn.Module, plan: _Plan | None) -> _Plan:
+    """Find a model's layers, and put down what they consist of now."""
+    layers, wrappers = _layers(model)
+    if plan is None:
+        plan = _Plan()
+        if layers or wrappers:
+            watch_steps()
+            _PLANS[model] = plan
+    states = [host.state_of(module) for module in layers]
+    plan.wrappers = [weakref.ref(wrapper) for wrapper in wrappers]
+    known = len(states) == len(plan.states) and all(map(_is, states, plan.states))
+    names = {} if known else {id(module): name for name, module in host.converted(model)}
+    plan.states = states
+    members, aside = [], []
+    for module, state in zip(layers, states, strict=True):
         tensors = host.inputs_of(module)
-        if state.method.uses_input or not can_keep(tensors):
-            aside.append((name, state.method.uses_input))
+        if state.method.uses_input or state.sharded or not can_keep(tensors):
+            aside.append((module, state))
             continue
-        if state.kept is None:
-            state.kept = Kept(state)
-        kept = state.kept
-        kept.label = name or type(module).__name__
-        other = owners.setdefault(id(tensors[0]), kept)
-        if other is not kept:
-            other.tied = kept.tied = True
-        found.append((module, kept))
-    if aside and not torch.compiler.is_compiling() and TOLD not in model.__dict__:
-        model.__dict__[TOLD] = True
-        name, by_input = aside[0]
-        reason = "EquiNorm depends on the micro-batch" if by_input else "its weight is a shard"
-        warnings.warn(
-            f"{len(aside)} converted layers take no part in deferral and compute as ever (first:"
-            f" {name}; {reason}).",
-            FilterwiseWarning,
-            stacklevel=4,
-        )
-    return found
+        keeper = host.keeper_of(module)
+        keeper.own = tensors
+        if not known:
+            keeper.label = names[id(module)] or type(module).__name__
+        members.append(keeper)
+    plan.window.members = members
+    if aside and not plan.told:
+        plan.told = True
+        first = next(name for name, module in host.converted(model) if module is aside[0][0])
+        _tell(len(aside), first, aside[0][1])
+    return plan
 
 
-def _fill_stale(layers: list[tuple[nn.Module, Any]]) -> None:
-    if not torch.is_grad_enabled():
-        return
-    stale = []
-    for module, kept in layers:
-        tensors = host.inputs_of(module)
-        if kept.gathered() is None and not kept.is_fresh(tensors):
-            stale.append((kept, tensors))
-    fill(stale)
+def _is(one: object, other: object) -> bool:
+    return one is other
+
+
+def _layers(model: nn.Module) -> tuple[list[nn.Module], list[DistributedDataParallel]]:
+    """Return converted layers and DDP wrappers in registration order; faster than `modules()`."""
+    layers, wrappers, seen = [], [], set()
+    stack: list[nn.Module | None] = [model]
+    while stack:
+        module = stack.pop()
+        if module is None or module in seen:
+            continue
+        seen.add(module)
+        if host.is_converted(module):
+            layers.append(module)
+        if isinstance(module, DistributedDataParallel):
+            wrappers.append(module)
+        if module._modules:
+            stack.extend(reversed(module._modules.values()))
+    return layers, wrappers
+
+
+def _tell(count: int, first: str, state: HostState) -> None:
+    if state.method.uses_input:
+        reason = "EquiNorm depends on the micro-batch"
+    elif state.sharded:
+        reason = "its weight is sharded"
+    else:
+        reason = "its weight or gain is not a parameter of its own"
+    many = "1 converted layer takes no part in deferral and computes as ever"
+    if count > 1:
+        many = f"{count} converted layers take no part in deferral and compute as ever"
+    where = f"first: {first}; {reason}" if first else reason
+    warnings.warn(f"{many} ({where}).", FilterwiseWarning, stacklevel=4)

@@ -3,31 +3,38 @@
 A converted layer is an instance of a subclass made on the fly (``FilterwiseConv2d``), so
 ``isinstance`` stays true and exact-type tools leave it alone. Its ``weight`` is the raw weight, an
 ordinary parameter under its ordinary key; gains are extra parameters. The effective weight is
-computed in ``forward`` and never stored.
+computed in ``forward`` and in no state, copy or pickle.
 """
 
 from __future__ import annotations
 
 import functools
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from filterwise import balance, checkpoint, kept
+from filterwise import balance, checkpoint
 from filterwise.errors import ConversionError
-from filterwise.filters import CONVOLUTIONS, TRANSPOSED, FilterLayout, check_module, layout_of
+from filterwise.filters import CONVOLUTIONS, TRANSPOSED, check_module, layout_of
 from filterwise.methods.equinorm import EquilibriumNormalization
+from filterwise.state import (
+    STATE,
+    HostState,
+    effective_weight,
+    inputs_of,
+    is_converted,
+    keeper_of,
+    state_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from torch import Tensor
 
-    from filterwise.kept import Kept
     from filterwise.kernel import Kernel
     from filterwise.methods.method import Method
 
@@ -36,60 +43,14 @@ __all__ = [
     "base_class",
     "converted",
     "effective_weight",
+    "inputs_of",
     "install",
     "is_converted",
+    "keeper_of",
     "state_of",
     "uninstall",
     "weight_label",
 ]
-
-STATE = "_filterwise"
-
-
-@dataclass
-class HostState:
-    """What a converted layer knows of its conversion; never in a checkpoint's tensors.
-
-    Attributes:
-        method: The method with its options.
-        parameter: Name of the raw weight in the layer, nearly always ``"weight"``.
-        layout: Where its filters lie.
-        recipe: The recipe that converted it, for messages.
-        kernel: Which implementation computes the effective weight.
-        adds_bias: Whether the method gave the layer a bias it did not have.
-        assigning: True while a checkpoint is loaded, when the raw weight may be a new parameter.
-        loaded: What the last load found in place of these options, until it was said.
-        absent: What it did not find of the method's parameters and buffers, likewise.
-        looked: Modes in which an EquiNorm layer's first batch was looked at.
-        keeps: Whether effective weights are kept in evaluation.
-        kept: The kept weight, once there is one; never copied with the layer.
-    """
-
-    method: Method
-    parameter: str
-    layout: FilterLayout
-    recipe: str
-    kernel: Kernel = "auto"
-    adds_bias: bool = False
-    assigning: bool = False
-    loaded: str | None = None
-    absent: tuple[str, ...] = ()
-    looked: set[str] = field(default_factory=set)
-    keeps: bool = True
-    kept: Kept | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Leave the kept weight out of copies and pickles."""
-        return {**self.__dict__, "kept": None}
-
-    def forget(self) -> None:
-        """Drop the kept weight; what was gathered on it stays."""
-        if self.kept is not None and not self.kept.forget():
-            self.kept = None
-
-    def name(self, role: str) -> str:
-        """Return the attribute that holds a gain, an offset or a statistic of this layer."""
-        return role if self.parameter == "weight" else f"{self.parameter}_{role}"
 
 
 class Hosted(nn.Module):
@@ -104,7 +65,11 @@ class Hosted(nn.Module):
         if state is not None and name == state.parameter and isinstance(value, nn.Parameter):
             old = self._parameters.get(name)
             allowed = old is None or old is value or state.assigning
-            if not allowed and not _is_distributed(old) and not _is_distributed(value):
+            if _is_distributed(old) or _is_distributed(value):
+                # An unsharded weight comes back with version 0 and often at its old address.
+                state.sharded = True
+                state.forget()
+            elif not allowed:
                 raise ConversionError(
                     f"a new parameter was assigned to .{name} of a layer converted to"
                     f" {state.method}; it would be normalized again, and a fused or tied one would"
@@ -120,12 +85,14 @@ class Hosted(nn.Module):
 
     def train(self, mode: bool = True) -> Any:
         """Change the mode, and drop what was kept in the other one."""
-        self._filterwise.forget()
+        self._filterwise.forget(buffers=mode != self.training)
         return super().train(mode)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
         self._filterwise.forget()
-        return super()._apply(*args, **kwargs)
+        done = super()._apply(*args, **kwargs)
+        _replace_inputs(self)
+        return done
 
     def extra_repr(self) -> str:
         """Return the base class's text and the method."""
@@ -166,6 +133,7 @@ class Hosted(nn.Module):
             )
         finally:
             state.assigning = False
+            _replace_inputs(self)
         if prefix + state.parameter not in state_dict:
             return
         absent = [name for name in _added(self) if prefix + name not in state_dict]
@@ -175,6 +143,13 @@ class Hosted(nn.Module):
         _start(self, absent)
         state.loaded = checkpoint.compare_options(local_metadata, state.method)
         state.absent = tuple(absent)
+
+
+def _replace_inputs(module: nn.Module) -> None:
+    """Tell the keeper that parameters may have been replaced for good."""
+    keeper = state_of(module).keeper
+    if keeper is not None:
+        keeper.replace(inputs_of(module))
 
 
 def _is_distributed(value: object) -> bool:
@@ -241,6 +216,9 @@ def _forward_transposed(self: Any, input: Tensor, output_size: list[int] | None 
 
 def _forward_replaced(self: Any, *args: Any, **kwargs: Any) -> Any:
     weight = effective_weight(self, args[0] if args else None)
+    if weight.is_leaf:
+        # A forward of somebody's own may assign to `.data`, which must not reach a kept weight.
+        weight = weight.view_as(weight)
     with _replaced(self, self._filterwise.parameter, weight):
         return self._filterwise_base.forward(self, *args, **kwargs)
 
@@ -255,84 +233,6 @@ def _replaced(module: nn.Module, name: str, value: Tensor) -> Iterator[None]:
         yield
     finally:
         home[name] = raw
-
-
-def effective_weight(module: nn.Module, input: Tensor | None = None) -> Tensor:
-    """Return what a converted layer computes with, as part of the graph.
-
-    Args:
-        module: A converted layer.
-        input: The layer's input. Only EquiNorm in training reads it (and then updates its running
-            mean); in evaluation, or without an input, EquiNorm takes the running mean.
-
-    Returns:
-        Tensor of the raw weight's shape, dtype and strides.
-    """
-    state = state_of(module)
-    tensors = inputs_of(module)
-    held = _held(module, state, tensors)
-    if held is not None:
-        return held
-    method = state.method
-    if isinstance(method, EquilibriumNormalization):
-        gain = getattr(module, state.name("gain")) if method.has_gain else None
-        return balance.effective_weight(module, method, tensors[0], gain, input)
-    return kept.compute(state, tensors)
-
-
-def inputs_of(module: nn.Module) -> tuple[Tensor, ...]:
-    """Return all that a converted layer's effective weight is made from, the raw weight first.
-
-    Then come gain and offset where there are any, and EquiNorm's statistics.
-    """
-    state = state_of(module)
-    method = state.method
-    tensors = [getattr(module, state.parameter)]
-    if method.has_gain:
-        tensors.append(getattr(module, state.name("gain")))
-    if method.has_offset:
-        tensors.append(getattr(module, state.name("offset")))
-    if method.uses_input:
-        tensors += [
-            value for name in balance.BUFFERS if (value := module._buffers.get(name)) is not None
-        ]
-    return tuple(tensors)
-
-
-def _held(module: nn.Module, state: HostState, tensors: tuple[Tensor, ...]) -> Tensor | None:
-    """Return the kept weight where one may be used; None asks for the ordinary way."""
-    held = state.kept
-    if torch.is_grad_enabled():
-        if held is None or not held.in_use or not kept.can_keep(tensors):
-            return None
-        return kept.in_window(held, tensors)
-    first = state.method.uses_input and "evaluation" not in state.looked
-    resting = state.keeps and not module.training and not first
-    if not (resting or (held is not None and held.mode != "ordinary")) or not kept.can_keep(
-        tensors
-    ):
-        return None
-    if held is None:
-        kept.watch_steps()
-        held = state.kept = kept.Kept(state)
-    return kept.at_rest(held, tensors)
-
-
-def is_converted(module: nn.Module) -> bool:
-    """Tell whether this very module is a converted layer."""
-    return STATE in module.__dict__
-
-
-def state_of(module: nn.Module) -> HostState:
-    """Return what a converted layer knows of its conversion.
-
-    Raises:
-        ValueError: If the module is not converted.
-    """
-    state = module.__dict__.get(STATE)
-    if state is None:
-        raise ValueError(f"{type(module).__name__} is not a converted layer")
-    return state
 
 
 def weight_label(name: str, module: nn.Module) -> str:
@@ -409,8 +309,12 @@ def _take_away(module: nn.Module, names: list[str]) -> None:
 def uninstall(module: nn.Module) -> None:
     """Give a converted layer the class it had, and take its gain, offset and statistics away.
 
-    A bias that the conversion added stays: the layer's function would change without it.
+    A bias that the conversion added stays: the layer's function would change without it. What was
+    gathered inside `defer` is handed over.
     """
+    keeper = state_of(module).keeper
+    if keeper is not None:
+        keeper.release()
     _take_away(module, [name for name in _added(module) if name != "bias"])
 
 
