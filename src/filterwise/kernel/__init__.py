@@ -9,7 +9,7 @@ import torch
 from filterwise.kernel import choice
 from filterwise.kernel.choice import check_kernel, resolve
 from filterwise.kernel.family import Family, Gradients, Kernel, Layer, Saved
-from filterwise.kernel.function import by_address, serving, standardize
+from filterwise.kernel.function import is_plain, is_watched, serving, standardize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,7 +48,7 @@ def forward(
         ValueError: If the kernel cannot serve (`standardize`).
     """
     names = [
-        serving(layer, kernel) if by_address(out) else "eager"
+        serving(layer, kernel) if is_plain(out) else "eager"
         for layer, out in zip(layers, outs, strict=True)
     ]
     saved: dict[int, Saved] = {}
@@ -89,9 +89,10 @@ def backward(
     """
     check_kernel(kernel)
     done: dict[int, Gradients] = {}
+    watched = is_watched()
     with torch.no_grad():
         names = [
-            one.kernel if by_address(gradient) else "eager"
+            one.kernel if is_plain(gradient) and not watched else "eager"
             for one, gradient in zip(saved, gradients, strict=True)
         ]
         for name, places in _by_kernel(names):

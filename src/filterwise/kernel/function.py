@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from filterwise.filters import FilterLayout
     from filterwise.kernel.family import Family, Kernel
 
-__all__ = ["by_address", "is_traced", "is_watched", "serving", "standardize"]
+__all__ = ["is_plain", "is_traced", "is_watched", "serving", "standardize"]
 
 PLAIN = (torch.nn.Parameter, torch.Tensor)
 
@@ -72,28 +72,31 @@ def is_watched() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0 or is_traced()
 
 
-def by_address(*tensors: Tensor | None) -> bool:
-    """Tell whether tensors may be read and written by their addresses.
+def is_plain(tensor: Tensor) -> bool:
+    """Tell whether a tensor's numbers lie where its address and strides say.
 
-    Their numbers must lie where their strides say, not in the hands of a subclass, and nobody may
-    be following the operations, since this one would not be seen.
+    Not those of a subclass (`DTensor`), a batched tensor of ``is_grads_batched`` or a sparse one.
     """
-    return not is_watched() and all(
-        tensor is None
-        or (type(tensor) in PLAIN and tensor.layout == torch.strided and not tensor.is_neg())
-        for tensor in tensors
-    )
+    return type(tensor) in PLAIN and torch._C._has_storage(tensor) and not tensor.is_neg()
 
 
 def serving(layer: Layer, kernel: Kernel) -> str:
     """Return the kernel that computes a layer: the one asked for, or eager where it cannot.
+
+    While anybody follows the operations (`is_watched`) it is eager: a write by address is not seen.
 
     Raises:
         ValueError: If the kernel is not installed, or not for the weight's device.
     """
     weight, _, _, gain, offset = layer
     name = choice.resolve(kernel, weight.device)
-    if name == "eager" or not by_address(weight, gain, offset):
+    if (
+        name == "eager"
+        or not is_plain(weight)
+        or (gain is not None and not is_plain(gain))
+        or (offset is not None and not is_plain(offset))
+        or is_watched()
+    ):
         return "eager"
     return name if choice.module_of(name).serves(layer) else "eager"
 
@@ -124,7 +127,7 @@ class _Standardize(torch.autograd.Function):
         weight, gain, offset = ctx.saved_tensors
         layer = Layer(weight, ctx.family, ctx.layout, gain, offset)
         (gradient,) = gradients
-        if torch.is_grad_enabled() or not by_address(gradient):
+        if torch.is_grad_enabled() or is_watched() or not is_plain(gradient):
             # A second derivative passes through the statistics: they must be part of its graph.
             needs = ctx.needs_input_grad[:3]
             return *eager.differentiate(layer, None, gradient, needs), None, None, None
