@@ -351,7 +351,7 @@ def test_raw_weight_read_behind_the_layers_back() -> None:
     model = make("wa", nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), ReadsBehind()), select="*")
     assert check(model) == []
     (finding,) = check(model, input=torch.rand(2, 3, 8, 8))
-    assert (finding.level, finding.layer) == ("error", "2")
+    assert (finding.level, finding.layer) == ("error", "2.conv")
     assert "reads the raw weight" in finding.why
 
 

@@ -93,6 +93,14 @@ def test_raw_weights_of_a_converted_model_load_into_a_plain_one(method):
     )
 
 
+def test_a_method_that_starts_plain_says_that_the_function_is_kept():
+    net, source = converted("wn"), perturbed(plain())
+    with pytest.warns(fw.CheckpointWarning, match="computes what a plain layer would"):
+        net.load_state_dict(source.state_dict())
+    x = torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(net.eval()(x), source.eval()(x))
+
+
 def test_other_options_are_both_named():
     net = converted("ws(eps=1e-10, eps_inside=true)")
     with pytest.warns(fw.CheckpointWarning) as got:

@@ -368,6 +368,13 @@ def test_equivariant_labels_by_class():
     assert torch.equal(host.effective_weight(again[0]), weight)
 
 
+@pytest.mark.parametrize("select", ["0.linear1", "0.self_attn.in_proj_weight"])
+def test_weights_that_a_fast_path_reads_are_refused(select):
+    net = nn.Sequential(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True))
+    with pytest.raises(fw.ConversionError, match="TransformerEncoderLayer behind its back"):
+        fw.convert_(net, "wn", select=select)
+
+
 def test_wrapped_by_ddp_is_refused(tmp_path):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1

@@ -218,7 +218,23 @@ def test_whole_graph_compiles_once_for_two_steps(method):
         torch.testing.assert_close(compiled.eval()(x), net.eval()(x))
 
 
+@pytest.mark.parametrize("method", METHOD_NAMES)
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*has seen no training batch")
+def test_layers_can_be_traced_by_torch_jit(method):
+    layer = made("Conv2d same", method).eval()
+    x = input_for(layer)
+    traced = torch.jit.trace(layer, x)
+    torch.testing.assert_close(traced(x), layer(x))
+
+
 class TestEquiNorm:
+    def test_statistics_stay_wide_in_half_precision(self):
+        layer = made("Conv2d same", "equinorm").half()
+        assert layer.weight.dtype == torch.float16
+        assert layer.input_mean.dtype == torch.float32
+        assert layer.double().input_mean.dtype == torch.float64
+
     def test_running_mean_is_set_by_the_first_batch_then_moves(self):
         layer = made("Conv2d same", "equinorm")
         first, second = torch.rand(2, 8, 9, 9), torch.rand(4, 8, 5, 5)

@@ -147,7 +147,7 @@ def test_instance_norm_by_groups_equals_torch():
         (nn.GroupNorm(32, 64), "gn(32)"),
         (nn.GroupNorm(1, 64), "ln"),
         (nn.GroupNorm(64, 64), "in"),
-        (nn.InstanceNorm2d(64, track_running_stats=True), "in"),
+        (nn.InstanceNorm2d(64), "in"),
         (nn.BatchNorm2d(64), "keep"),
     ],
     ids=lambda value: name_of(value) if isinstance(value, nn.Module) else value,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from filterwise.methods.equinorm import EquilibriumNormalization
 
-__all__ = ["BUFFERS", "buffers", "effective_weight", "refusal"]
+__all__ = ["BUFFERS", "batched", "buffers", "effective_weight", "refusal"]
 
 BUFFERS = ("input_mean", "num_batches_tracked", "geometry_factor")
 
@@ -61,8 +61,9 @@ def effective_weight(
         factor = module.geometry_factor if paper else 1.0
         return method.effective(weight, module.input_mean, gain, geometry_factor=factor)
     linear = isinstance(module, nn.Linear)
-    if not linear and x.dim() == len(module.kernel_size) + 1:
-        x = x.unsqueeze(0)
+    if x.numel() == 0:
+        return method.effective(weight, module.input_mean, gain)
+    x = batched(module, x)
     mean = method.input_mean(x, -1 if linear else 1)
     factor = 1.0 if linear or not paper else _paper_factor(module, x)
     with torch.no_grad():
@@ -75,6 +76,12 @@ def effective_weight(
             module.geometry_factor.fill_(factor)
     _look_once(module, "training", weight, mean, x)
     return method.effective(weight, mean, gain, geometry_factor=factor)
+
+
+def batched(module: Any, x: Tensor) -> Tensor:
+    """Return a layer's input with the batch axis that a single sample may lack."""
+    spatial = 0 if isinstance(module, nn.Linear) else len(module.kernel_size)
+    return x.unsqueeze(0) if x.dim() == spatial + 1 else x
 
 
 def _paper_factor(module: Any, x: Tensor) -> float:
@@ -91,11 +98,12 @@ def _paper_factor(module: Any, x: Tensor) -> float:
 
 def _look_once(module: Any, mode: str, weight: Tensor, mean: Tensor, x: Tensor | None) -> None:
     """Warn of statistics that cannot balance the layer: once a layer and mode, since it waits."""
-    looked = module._filterwise.looked
+    state: Any = module.__dict__["_filterwise"]
+    looked = state.looked
     if mode in looked or mean.is_meta or torch.compiler.is_compiling() or _is_wrapped(mean):
         return
     looked.add(mode)
-    method = module._filterwise.method
+    method = state.method
     if x is None:
         problems = []
         if int(module.num_batches_tracked) == 0:
@@ -107,8 +115,9 @@ def _look_once(module: Any, mode: str, weight: Tensor, mean: Tensor, x: Tensor |
         found = method.problems(weight.detach(), mean.detach(), size)
         problems = [what for _, what in found]
     for what in problems:
-        shape = f"{type(module).__name__}{tuple(weight.shape)}"
-        warnings.warn(f"an EquiNorm layer ({shape}) {what}", FilterwiseWarning, stacklevel=5)
+        # Without a name in it, the same sentence of many layers is shown once.
+        name = f" {state.label}" if x is not None else ""
+        warnings.warn(f"the EquiNorm layer{name} {what}", FilterwiseWarning, stacklevel=5)
 
 
 def _is_wrapped(tensor: Tensor) -> bool:

@@ -29,6 +29,7 @@ __all__ = [
 
 KEY = "filterwise"
 FORMAT = 1
+WAY_OUT = ", another function: convert with what it was saved with to get the one saved"
 
 
 def options_record(method: Method) -> dict[str, str | float | int | bool]:
@@ -60,19 +61,28 @@ def compare_options(metadata: dict[str, Any], method: Method) -> str | None:
         if saved == here:
             return None
         if saved.get("method") != here["method"]:
-            return f"it was saved as {saved.get('method')} and is loaded into {method.name}"
+            return (
+                f"it was saved as {saved.get('method')} and is loaded into {method.name}{WAY_OUT}"
+            )
         changed = [
             f"{name} {saved.get(name)} -> {here.get(name)}"
             for name in dict.fromkeys([*saved, *here])
             if saved.get(name) != here.get(name)
         ]
-        return f"it was saved as {method.name} with other options ({', '.join(changed)})"
+        text = ", ".join(changed)
+        return f"it was saved as {method.name} with other options ({text}){WAY_OUT}"
     if "version" in metadata:
+        changes = ", and the function changes: load it with a plain model to get the one saved"
+        if method.starts_plain:
+            changes = ", and computes what a plain layer would"
         return (
-            "the checkpoint is a plain model's, or another library's, and the layer computes"
-            f" {method}: the function changes"
+            "the checkpoint is a plain model's, or another library's, while the layer is converted"
+            f" to {method}{changes}"
         )
-    return "the checkpoint has lost its metadata, so that its options are unknown"
+    return (
+        "the checkpoint has lost its metadata, so that its options are unknown: convert with those"
+        " that it was saved with"
+    )
 
 
 def add_load_hook(model: nn.Module) -> None:
@@ -110,8 +120,5 @@ def _say_what_differs(model: nn.Module, incompatible_keys: object) -> None:
     ]
     if absent:
         words.append(f"The checkpoint has no {', '.join(absent)}: initial values were taken.")
-    words.append(
-        "Raw weights were loaded as they are; to compute the saved function, convert with the"
-        " options that it was saved with."
-    )
+    words.append("Raw weights were loaded as they are.")
     warnings.warn(" ".join(words), CheckpointWarning, stacklevel=4)

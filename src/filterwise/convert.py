@@ -108,6 +108,7 @@ def unconvert_(model: nn.Module) -> Report:
         >>> unconvert_(model)[0].action
         'remove'
     """
+    host.refuse_to_take_off(model)
     rows = []
     for name, module in list(host.converted(model)):
         state = host.state_of(module)
@@ -186,7 +187,7 @@ def _apply(
         module = layer.module
         undo.append(lambda module=module: _restore(module))
         assert recipe.method is not None
-        host.install(module, recipe.method, layer.parameter, str(recipe), kernel)
+        host.install(module, recipe.method, layer.parameter, str(recipe), kernel, layer.name)
     if drawn.layers:
         undo.append(lambda: checkpoint.remove_load_hook(model))
         checkpoint.add_load_hook(model)

@@ -95,7 +95,7 @@ def _whole_refusal(model: nn.Module) -> str | None:
         return (
             f"is already converted ({len(layers)} layers, {recipe!r}; first:"
             f" {layers[0][0] or type(model).__name__}); call unconvert_(model) to get its raw"
-            " weights back, then convert_ again"
+            " weights back, then convert_ again (to mix methods, convert submodules one by one)"
         )
     return None
 
@@ -103,6 +103,10 @@ def _whole_refusal(model: nn.Module) -> str | None:
 def _outermost(names: list[str]) -> list[str]:
     """Leave out the norms inside a norm, such as those of split batches: it is one norm."""
     return [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+
+
+def _is_single(norm: nn.Module) -> bool:
+    return isinstance(norm, nn.GroupNorm) and norm.num_groups == norm.num_channels
 
 
 class _Drawing:
@@ -116,12 +120,6 @@ class _Drawing:
         exclude: Selector | None,
     ) -> None:
         self.model, self.recipe = model, recipe
-        self.parents = {
-            child: parent
-            for parent in model.modules()
-            for child in parent._modules.values()
-            if child
-        }
         self.weights = [
             layer
             for name, module in model.named_modules()
@@ -228,7 +226,7 @@ class _Drawing:
         if keep is not None or method is None:
             self._row(layer, "keep", keep or "")
             return
-        refused = refusal(layer, method, self.parents.get(layer.module))
+        refused = refusal(layer, method, self._owners(layer))
         if taken and not refused:
             refused = (
                 f"is the second weight of a module that takes one; {taken[0].name} is selected"
@@ -254,6 +252,11 @@ class _Drawing:
             self.rows.append(
                 Row(f"{layer.module_name}.bias".lstrip("."), "Parameter", "add", reason=reason)
             )
+
+    def _owners(self, layer: WeightLayer) -> list[nn.Module]:
+        words = layer.module_name.split(".") if layer.module_name else []
+        names = [".".join(words[:length]) for length in range(len(words) + 1)]
+        return [self.model.get_submodule(name) for name in names]
 
     def _row(self, layer: WeightLayer, action: str, reason: str) -> None:
         kind = base_class(layer.module).__name__
@@ -301,6 +304,12 @@ class _Drawing:
         if bare:
             self.drawn.unnormalized = self._unnormalized(bare)
             notes.append(self.drawn.unnormalized)
+        single = [new for _, new in self.drawn.norms if _is_single(new)]
+        if wanted == "gn" and single:
+            notes.append(
+                f"{len(single)} norms have one channel a group (32 channels in 32 groups),"
+                " which is instance normalization; gn(16) gives two channels a group."
+            )
         method = self.recipe.method
         added = sum(row.action == "add" for row in self.rows)
         if self.drawn.layers and method is not None and method.learns_gain:
@@ -325,7 +334,9 @@ class _Drawing:
         norm = self.recipe.norm
         advice = f'Leave it out with exclude="{layer.name}", or use "{norm}+wa"'
         if norm == "none":
-            advice = f'Use "gn+{method}", or "wa"'
+            advice = f'Use Recipe("gn", {type(method).__name__}(...)) or "wa"'
+            if method is not None and not method.cells:
+                advice = f'Use "gn+{method}", or "wa"'
         return (
             f"nothing normalizes the output of {layer.name or 'the model'}"
             f" ({base_class(layer.module).__name__}, weight {tuple(layer.weight.shape)}).{grows}"

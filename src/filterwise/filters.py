@@ -49,11 +49,12 @@ class FilterLayout:
 
     def filters(self, shape: Sequence[int]) -> int:
         """Return the number of filters of a weight of this shape."""
-        return shape[self.axis] * self.groups
+        # A tracer hands out sizes as tensors; everything behind this is plain numbers.
+        return int(shape[self.axis]) * self.groups
 
     def fan_in(self, shape: Sequence[int]) -> int:
         """Return the number of weights in one filter."""
-        return math.prod(shape) // max(self.filters(shape), 1)
+        return math.prod([int(size) for size in shape]) // max(self.filters(shape), 1)
 
     def split(self, weight: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """Return a view of the weight, and the axes of the view that run along a filter.

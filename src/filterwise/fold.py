@@ -17,10 +17,16 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from filterwise import norms, verify
-from filterwise.errors import FilterwiseWarning, FoldError
+from filterwise.errors import ConversionError, FilterwiseWarning, FoldError
 from filterwise.filters import check_module, weight_name
 from filterwise.graph import trace
-from filterwise.host import converted, is_converted, state_of, weight_label
+from filterwise.host import (
+    converted,
+    is_converted,
+    refuse_to_take_off,
+    state_of,
+    weight_label,
+)
 from filterwise.merge import (
     fold_layer,
     fold_layers,
@@ -100,6 +106,10 @@ class _Folding:
 
     def run(self) -> tuple[nn.Module, FoldReport]:
         self.refuse_meta()
+        try:
+            refuse_to_take_off(self.model)
+        except ConversionError as error:
+            raise FoldError(str(error)) from None
         with torch.inference_mode(False), torch.no_grad():
             plain = _copy(self.model)
             fold_layers(plain)
@@ -223,7 +233,7 @@ class _Folding:
         figures = f"{difference:.2g}, on float64 copies {exact:.2g}"
         strict = verify.tolerance(torch.float64)
         if exact > strict:
-            first = verify.first_difference(wide, again, arguments, strict, self.merged)
+            first = verify.first_suspect(wide, again, arguments, strict, self.merged)
             where = (
                 "" if first is None else f", first in {_label(first, plain.get_submodule(first))}"
             )

@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from filterwise.filters import FilterLayout
 from filterwise.kernel import check_kernel
 from filterwise.methods.centered_weight_normalization import CenteredWeightNormalization
@@ -48,6 +50,8 @@ ROWS = FilterLayout()
 
 
 def _check(method: Method, weight: Tensor) -> None:
+    if not isinstance(weight, torch.Tensor):
+        raise TypeError(f"weight must be a tensor, got {type(weight).__name__}")
     if weight.dim() < 2 or not weight.is_floating_point():
         raise ValueError(
             f"weight must be a floating tensor (filters, ...) of two or more dimensions,"
@@ -66,6 +70,11 @@ def _effective(
     offset: Tensor | None = None,
 ) -> Tensor:
     _check(method, weight)
+    for name, values in (("gain", gain), ("offset", offset)):
+        if values is not None and values.numel() != len(weight):
+            raise ValueError(
+                f"{name} must hold one number per filter ({len(weight)}), got {values.numel()}"
+            )
     if gain is None and method.has_gain:
         gain = method.gain_start(weight.detach().flatten(1))
     return method.effective(weight, ROWS, gain, offset, kernel)

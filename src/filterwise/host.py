@@ -47,6 +47,7 @@ __all__ = [
     "install",
     "is_converted",
     "keeper_of",
+    "refuse_to_take_off",
     "state_of",
     "uninstall",
     "weight_label",
@@ -89,9 +90,17 @@ class Hosted(nn.Module):
         return super().train(mode)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        """Drop what was kept; let statistics follow to a device, but not to half precision."""
         self._filterwise.forget()
+        wide = {name: self._buffers[name] for name in balance.BUFFERS if name in self._buffers}
         done = super()._apply(*args, **kwargs)
         _replace_inputs(self)
+        for name, before in wide.items():
+            after = self._buffers[name]
+            if before is None or after is None or not after.is_floating_point():
+                continue
+            if torch.promote_types(after.dtype, torch.float32) != after.dtype:
+                self._buffers[name] = before.to(after.device)
         return done
 
     def extra_repr(self) -> str:
@@ -255,7 +264,12 @@ def converted(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def install(
-    module: nn.Module, method: Method, parameter: str, recipe: str, kernel: Kernel = "auto"
+    module: nn.Module,
+    method: Method,
+    parameter: str,
+    recipe: str,
+    kernel: Kernel = "auto",
+    label: str = "",
 ) -> None:
     """Convert one layer in place: it gets its gain and the class that computes with it.
 
@@ -263,7 +277,7 @@ def install(
     raw weight never, and no random number is drawn.
     """
     weight = getattr(module, parameter)
-    state = HostState(method, parameter, layout_of(module, parameter), recipe, kernel)
+    state = HostState(method, parameter, layout_of(module, parameter), recipe, kernel, label)
     cls = _hosted_class(type(module))
     added: dict[str, nn.Parameter | Tensor] = {}
     with torch.inference_mode(False), torch.no_grad():
@@ -304,6 +318,20 @@ def _take_away(module: nn.Module, names: list[str]) -> None:
         else:
             module._parameters.pop(name, None)
             module._buffers.pop(name, None)
+
+
+def refuse_to_take_off(model: nn.Module) -> None:
+    """Refuse a model in which a converted layer was wrapped since: its class cannot go back.
+
+    Raises:
+        ConversionError: If there is one.
+    """
+    for name, module in converted(model):
+        if "_filterwise_base" not in type(module).__dict__:
+            raise ConversionError(
+                f"{name or 'the model'} ({type(module).__name__}) was parametrized after it was"
+                " converted; remove the parametrization first. The model is unchanged."
+            )
 
 
 def uninstall(module: nn.Module) -> None:

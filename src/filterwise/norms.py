@@ -117,7 +117,7 @@ def replacement(
     if wanted == "bn":
         return _batch_norm(norm, count, dimension, like)
     groups, reason = _groups(wanted, count)
-    if _has_groups(norm, wanted) == groups:
+    if _has_groups(norm) == groups:
         return norm, f"already {_in_words(groups, count)}"
     plain = nn.GroupNorm(groups, count, affine=False)
     return _build(norm, plain, "GroupNormAct", {"num_groups": groups}), reason
@@ -190,11 +190,11 @@ def _in_words(groups: int, count: int) -> str:
     return f"{text} (instance normalization)" if size == 1 and count > 1 else text
 
 
-def _has_groups(norm: Any, wanted: str) -> int | None:
+def _has_groups(norm: Any) -> int | None:
     """Return how many groups a norm has already; None where it is of another kind."""
     if isinstance(norm, nn.GroupNorm):
         return norm.num_groups
-    same = isinstance(norm, _InstanceNorm) and (wanted == "in" or not norm.track_running_stats)
+    same = isinstance(norm, _InstanceNorm) and not norm.track_running_stats
     return norm.num_features if same else None
 
 

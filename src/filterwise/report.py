@@ -85,6 +85,8 @@ class Report(_Records[Row]):
         rows: One per weight layer, activation norm and added parameter.
         notes: Sentences on the whole model.
         recipe: Canonical text of the recipe; empty where none was given.
+        verb: What the summary says of the rows ``convert``: "converted", or "set" by
+            `initialize_`, which reports values in the same rows.
 
     Example:
         >>> print(Report([Row("conv1", "Conv2d", "convert", "ws", fan_in=147, filters=64)]))
@@ -97,6 +99,7 @@ class Report(_Records[Row]):
     rows: Sequence[Row]
     notes: Sequence[str] = ()
     recipe: str = ""
+    verb: str = "converted"
 
     @property
     def converted(self) -> list[str]:
@@ -111,11 +114,14 @@ class Report(_Records[Row]):
             words = _words(row)
             counts[words] = counts.get(words, 0) + 1
         parts = [
-            f"{counts[words]} {words[0] if counts[words] == 1 else words[1]}"
+            f"{counts[words]} {self._said(words, counts[words])}"
             for words in _ORDER
             if words in counts
         ]
         return ", ".join(parts) if parts else "no layer and no norm to report"
+
+    def _said(self, words: tuple[str, str], count: int) -> str:
+        return self.verb if words == _CONVERTED else words[0] if count == 1 else words[1]
 
     def __str__(self) -> str:
         """Return the table, a line that counts, and the notes; nothing is shortened."""

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from filterwise import verify
+from filterwise.balance import batched
 from filterwise.findings import Finding
 from filterwise.host import converted, state_of
 from filterwise.merge import fold_layers
@@ -81,7 +82,7 @@ def run_findings(model: nn.Module, arguments: tuple[Any, ...]) -> Iterator[Findi
         handles.append(module.register_forward_hook(_look_at_output(name, overflowing)))
     try:
         with verify.evaluating(ran):
-            expected = ran(*arguments)
+            ran(*arguments)
     except Exception as error:
         yield Finding(
             "error",
@@ -104,7 +105,7 @@ def run_findings(model: nn.Module, arguments: tuple[Any, ...]) -> Iterator[Findi
             "look at its weights and at the size of its input; float16 ends at 65504",
         )
     elif any(True for _ in converted(ran)):
-        yield from _read_behind(ran, expected, arguments)
+        yield from _read_behind(ran, arguments)
 
 
 def _look_at_input(name: str, found: list[Finding]) -> Callable[..., None]:
@@ -113,9 +114,9 @@ def _look_at_input(name: str, found: list[Finding]) -> Callable[..., None]:
         method = state_of(module).method
         assert isinstance(method, EquilibriumNormalization)
         linear = isinstance(module, nn.Linear)
-        x = inputs[0]
-        if not linear and x.dim() == len(layer.kernel_size) + 1:
-            x = x.unsqueeze(0)
+        x = batched(module, inputs[0])
+        if x.numel() == 0:
+            return
         # One process alone must not wait for the statistics of the others.
         alone = dataclasses.replace(method, synchronize=False)
         mean = alone.input_mean(x, -1 if linear else 1)
@@ -138,10 +139,13 @@ def _look_at_output(name: str, overflowing: list[str]) -> Callable[..., None]:
     return look
 
 
-def _read_behind(model: nn.Module, expected: Any, arguments: tuple[Any, ...]) -> Iterator[Finding]:
+def _read_behind(model: nn.Module, arguments: tuple[Any, ...]) -> Iterator[Finding]:
     """Find code that reads a raw weight in place of calling the layer: folding changes it."""
     plain = copy.deepcopy(model)
     fold_layers(plain)
+    # Without hooks, which would keep fast paths that read weights from being taken.
+    with verify.evaluating(model):
+        expected = model(*arguments)
     with verify.evaluating(plain):
         found = plain(*arguments)
     dtypes = [one.dtype for one in verify.floating_tensors(expected)]
@@ -149,7 +153,7 @@ def _read_behind(model: nn.Module, expected: Any, arguments: tuple[Any, ...]) ->
     difference = verify.relative_difference(expected, found)
     if difference <= limit:
         return
-    first = verify.first_difference(model, plain, arguments, limit) or ""
+    first = verify.first_suspect(model, plain, arguments, limit) or ""
     yield Finding(
         "error",
         first,

@@ -121,9 +121,10 @@ def chooses(
             continue
         inside = [name for name in names if name.startswith(pattern.rstrip(".*") + ".")]
         near = [f"{pattern.rstrip('.*')}.*"] if inside else get_close_matches(pattern, names, n=3)
+        what = "weight layers" if word == "select" else "weight layers and norms"
         hint = f" Nearest: {', '.join(near)}." if near else ""
         raise ConversionError(
-            f"{word}={pattern!r} matches none of the {len(names)} layers.{hint}"
+            f"{word}={pattern!r} matches none of the {len(names)} {what}.{hint}"
             " Patterns are shell patterns on the whole dotted name. The model is unchanged."
         )
     return lambda name, _: any(fnmatchcase(name, pattern) for pattern in patterns)
@@ -145,8 +146,14 @@ def keep_reason(layer: WeightLayer, flow: Flow) -> str | None:
     return None
 
 
-def refusal(layer: WeightLayer, method: Method, parent: nn.Module | None) -> str | None:
-    """Return why a selected layer cannot be converted, or None; the way out is named."""
+def refusal(layer: WeightLayer, method: Method, owners: Sequence[nn.Module]) -> str | None:
+    """Return why a selected layer cannot be converted, or None; the way out is named.
+
+    Args:
+        layer: The layer.
+        method: What it would get.
+        owners: The layer's module and all modules around it.
+    """
     module = layer.module
     kind = base_class(module).__name__
     if is_converted(module):
@@ -157,10 +164,15 @@ def refusal(layer: WeightLayer, method: Method, parent: nn.Module | None) -> str
         return "is parametrized; remove the parametrization first"
     if layer.parameter not in module._parameters or f"{layer.parameter}_g" in module._parameters:
         return "computes its weight (pruned, or weight_norm by hook); remove that first"
+    if type(module).forward is nn.Module.forward:
+        return "belongs to a module without a forward of its own, so that a method has no effect"
     if not layer.weight.is_floating_point():
         return f"has a weight of {layer.weight.dtype}"
-    if isinstance(parent, nn.MultiheadAttention) and layer.parameter == "weight":
-        return "is read by MultiheadAttention behind its back, so a method would have no effect"
+    for owner in owners:
+        inner = isinstance(owner, nn.MultiheadAttention) and owner is not module
+        if inner or isinstance(owner, nn.TransformerEncoderLayer):
+            name = type(owner).__name__
+            return f"is read by {name} behind its back, so that a method would have no effect"
     prefix = "" if layer.parameter == "weight" else f"{layer.parameter}_"
     added = ["gain"] if method.has_gain else []
     added += ["offset"] if method.has_offset else []

@@ -41,6 +41,7 @@ class HostState:
         layout: Where its filters lie.
         recipe: The recipe that converted it, for messages.
         kernel: Which implementation computes the effective weight.
+        label: The layer's dotted name where it was converted, for messages.
         adds_bias: Whether the method gave the layer a bias it did not have.
         assigning: True while a checkpoint is loaded, when the raw weight may be a new parameter.
         loaded: What the last load found in place of these options, until it was said.
@@ -56,6 +57,7 @@ class HostState:
     layout: FilterLayout
     recipe: str
     kernel: Kernel = "auto"
+    label: str = ""
     adds_bias: bool = False
     assigning: bool = False
     loaded: str | None = None

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from filterwise.errors import FilterwiseWarning
 from filterwise.filters import CONVOLUTIONS, TRANSPOSED
 from filterwise.graph.untouched import random_states
+from filterwise.host import converted, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "evaluating",
     "first_difference",
+    "first_suspect",
     "floating_tensors",
     "relative_difference",
     "seeded_input",
@@ -139,6 +141,41 @@ def widened(module: nn.Module) -> nn.Module:
     if any(tensor.device.type == "mps" for tensor in tensors):
         wide = wide.cpu()
     return wide.double()
+
+
+def first_suspect(
+    expected: nn.Module,
+    found: nn.Module,
+    arguments: tuple[Any, ...],
+    limit: float,
+    leave_out: Collection[str] = (),
+) -> str | None:
+    """Return the layer that most likely makes two models differ.
+
+    That is the first converted layer of `expected` that a run never calls although its raw weight
+    bears on the output, so that something else must read it; if there is none, what
+    `first_difference` returns, with its arguments.
+    """
+    called: set[str] = set()
+    handles = [
+        module.register_forward_hook(lambda _module, _input, _output, name=name: called.add(name))
+        for name, module in converted(expected)
+    ]
+    try:
+        with evaluating(expected):
+            output = expected(*arguments)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, module in converted(expected):
+        if name not in called:
+            other = copy.deepcopy(expected)
+            weight = getattr(other.get_submodule(name), state_of(module).parameter)
+            with torch.no_grad(), evaluating(other):
+                weight.mul_(2)
+                if relative_difference(output, other(*arguments)) > 0:
+                    return name
+    return first_difference(expected, found, arguments, limit, leave_out)
 
 
 def first_difference(

@@ -150,7 +150,7 @@ class Start:
                     layer.layout.filters(layer.weight.shape),
                 )
             )
-        return Report(rows, self.notes)
+        return Report(rows, self.notes, verb="set")
 
 
 def _layers(model: nn.Module) -> Iterator[Layer]:

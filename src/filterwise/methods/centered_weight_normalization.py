@@ -56,11 +56,6 @@ class CenteredWeightNormalization(WeightMethod):
         """There is always a gain."""
         return True
 
-    @property
-    def learns_gain(self) -> bool:
-        """Whether the gain is a parameter."""
-        return self.learn_gain
-
     def gain_start(self, matrix: Tensor) -> Tensor:
         """Return the initial gain, one number per filter."""
         return matrix.new_full((matrix.shape[0],), self.start)

@@ -185,53 +185,46 @@ class EquilibriumNormalization(Method):
             input_mean: v, ``(C,)``.
             input_size: Root mean square of each input channel, where it is known.
         """
-        found = []
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        wide = weight.to(dtype)
-        v = input_mean.to(dtype)
-        grouped = v.view(-1, weight.shape[1])
-        share = (grouped.sum(1).abs() / grouped.abs().sum(1).clamp_min(1e-38)).min()
-        if share < LEAST_SHARE:
-            found.append(
-                (
-                    "error",
-                    f"has an input without a positive mean: its channel means add up to {share:.2g}"
-                    f" of the sum of their sizes, and below {LEAST_SHARE} the shift has no bound;"
-                    " feed pictures that are not normalized to mean zero",
-                )
-            )
-        elif input_size is not None:
-            share = float(v.sum().abs() / input_size.sum().clamp_min(1e-38))
-            if share < LEAST_MEAN:
-                found.append(
-                    (
-                        "error",
-                        f"has an input whose mean is {share:.2g} of its size, so that filters are"
-                        " divided by next to nothing and change with every batch; feed pictures"
-                        " that are not normalized to mean zero, or leave this layer out",
-                    )
-                )
-        dims = tuple(range(1, weight.dim()))
-        spread = _per_weight(v, weight)
+        wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        v = input_mean.to(wide.dtype)
+        words = _input_problem(v.view(-1, weight.shape[1]), input_size)
+        found = [("error", words)] if words else []
         balanced = self.effective(wide, v)
-        two_pass = (spread * balanced.clamp_min(0)).sum(dims)
+        dims = tuple(range(1, weight.dim()))
+        positive = (_per_weight(v, weight) * balanced.clamp_min(0)).sum(dims)
         dead = int((balanced == 0).flatten(1).all(1).sum())
         if dead:
-            found.append(
-                ("warning", f"has {dead} filters that are constant or see channels of mean 0 only")
-            )
-        large = int((two_pass > MOST_POSITIVE).sum())
+            words = f"has {dead} filters that are constant or see channels of mean 0 only"
+            found.append(("warning", words))
+        large = int((positive > MOST_POSITIVE).sum())
         if self.single_pass and large:
-            found.append(
-                (
-                    "warning",
-                    f"has {large} filters whose positive part weighs more than {MOST_POSITIVE:g}"
-                    " after the single pass; use equinorm(single_pass=false)",
-                )
+            words = (
+                f"has {large} filters whose positive part weighs more than {MOST_POSITIVE:g} after"
+                " the single pass; use equinorm(single_pass=false)"
             )
-        if not self.single_pass and int((two_pass < 0).sum()):
+            found.append(("warning", words))
+        if not self.single_pass and bool((positive < 0).any()):
             found.append(("warning", "has filters whose positive part weighs less than 0"))
         return found
+
+
+def _input_problem(grouped: Tensor, size: Tensor | None) -> str:
+    """Return why channel means, ``(groups, C/g)``, cannot balance filters; empty if they can."""
+    share = float((grouped.sum(1).abs() / grouped.abs().sum(1).clamp_min(1e-38)).min())
+    if share < LEAST_SHARE:
+        return (
+            f"has an input without a positive mean: its channel means add up to {share:.2g} of the"
+            f" sum of their sizes, and below {LEAST_SHARE} the shift has no bound; feed pictures"
+            " that are not normalized to mean zero"
+        )
+    share = 1.0 if size is None else float(grouped.sum().abs() / size.sum().clamp_min(1e-38))
+    if share < LEAST_MEAN:
+        return (
+            f"has an input whose mean is {share:.2g} of its size, so that filters are divided by"
+            " next to nothing and change with every batch; feed pictures that are not normalized to"
+            " mean zero, or leave this layer out"
+        )
+    return ""
 
 
 def _per_weight(values: Tensor, weight: Tensor) -> Tensor:

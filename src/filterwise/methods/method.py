@@ -78,8 +78,13 @@ class Method(ABC):
 
     @property
     def learns_gain(self) -> bool:
-        """Whether the gain is a parameter; otherwise it is a buffer."""
-        return self.has_gain
+        """Whether the gain is a parameter; an option ``learn_gain`` can make it a buffer."""
+        return self.has_gain and getattr(self, "learn_gain", True)
+
+    @property
+    def starts_plain(self) -> bool:
+        """Whether, at the gain's initial value, the effective weight is the raw weight."""
+        return False
 
     @property
     def has_offset(self) -> bool:

@@ -68,11 +68,6 @@ class WeightAlign(WeightMethod):
         """There is always a gain."""
         return True
 
-    @property
-    def learns_gain(self) -> bool:
-        """Whether the gain is a parameter."""
-        return self.learn_gain
-
     def family(self, fan_in: int) -> Family:
         """Return the method's place in the family for filters of `fan_in` weights."""
         constant = CONSTANTS[self.constant] / math.sqrt(fan_in) if self.divide else 1.0

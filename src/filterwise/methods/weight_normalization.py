@@ -60,9 +60,9 @@ class WeightNormalization(WeightMethod):
         return True
 
     @property
-    def learns_gain(self) -> bool:
-        """Whether the gain is a parameter."""
-        return self.learn_gain
+    def starts_plain(self) -> bool:
+        """A gain that starts at the norm keeps the function."""
+        return self.start == "norm"
 
     def gain_start(self, matrix: Tensor) -> Tensor:
         """Return the norms of the filters, or the number asked for."""

@@ -1,0 +1,37 @@
+"""The command ``filterwise``: its doors are `filterwise.lab.commands`, behind the extra ``lab``."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+
+__all__ = ["main"]
+
+NEEDED = {
+    "filelock": "filelock",
+    "jinja2": "jinja2",
+    "matplotlib": "matplotlib",
+    "numpy": "numpy",
+    "PIL": "pillow",
+    "pydantic": "pydantic",
+    "rich": "rich",
+    "sklearn": "scikit-learn",
+    "timm": "timm",
+    "torchvision": "torchvision",
+    "typer": "typer",
+}
+"""Modules of the extra ``lab``, and the packages they come in."""
+
+
+def main() -> None:
+    """Run the command line, or say in one line what it needs."""
+    missing = [package for module, package in NEEDED.items() if find_spec(module) is None]
+    if missing:
+        sys.exit(
+            f"filterwise: the command line needs {', '.join(missing)}; install its extra with"
+            " pip install 'filterwise[lab]'"
+        )
+    # Only now, since the doors import what may be missing.
+    from filterwise.lab.commands import app
+
+    app()

@@ -1,0 +1,16 @@
+"""The lab: trains small networks under several recipes and compares them.
+
+::
+
+    commands        the command line's doors
+    compare         one comparison from settings to pages
+    terminal pages figures reading      what a person sees
+    summary         medians, quartiles, intervals
+    pool timing     who trains when; step times side by side
+    engine          one training run
+    results         results.jsonl: whole at every moment
+    nets models data folder             what is trained, and on what
+    settings errors
+
+Needs the extra ``lab``; nothing outside this package and the command line imports it.
+"""

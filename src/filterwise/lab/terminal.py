@@ -1,0 +1,164 @@
+"""What a person sees while a comparison runs and when it is done."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from filterwise.lab.reading import percent
+from filterwise.report import text_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator, Sequence
+
+    from filterwise.lab.reading import Sentence
+    from filterwise.lab.summary import Row, Summary
+
+__all__ = ["Terminal"]
+
+# Not shortened and not wrapped where nobody looks at a screen.
+PIPED_WIDTH = 100_000
+HEADINGS = {
+    "against": "What speaks against normalizing weights",
+    "for": "What speaks for it",
+    "note": "What else there is to see",
+}
+
+
+class Terminal:
+    """Results on standard output, everything else on standard error.
+
+    Colours, bars and wrapped cells only where the output is a terminal.
+    """
+
+    def __init__(self) -> None:
+        """Open both."""
+        self.out = _console(stderr=False)
+        self.err = _console(stderr=True)
+
+    def say(self, line: str) -> None:
+        """Write a line of progress."""
+        self.err.print(Text(line))
+
+    def warn(self, line: str) -> None:
+        """Write a line that asks for attention."""
+        self.err.print(Text("note: ", style="yellow").append(Text(line, style="default")))
+
+    def fail(self, message: str) -> None:
+        """Write why the command ends here."""
+        self.err.print(Text("filterwise: ", style="bold red").append(Text(message, style="none")))
+
+    def print(self, line: str = "") -> None:
+        """Write a line of the result."""
+        self.out.print(Text(line))
+
+    def raw(self, text: str) -> None:
+        """Write text to standard output as it is."""
+        sys.stdout.write(text + "\n")
+
+    @contextmanager
+    def progress(self, what: str, total: float) -> Iterator[Callable[[float], None]]:
+        """Show a bar with an estimate of the time left; nothing where there is no terminal.
+
+        Yields:
+            A function to call with the work done since the last call.
+        """
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left:"),
+            TimeRemainingColumn(),
+            console=self.err,
+            transient=True,
+            # A run takes seconds: over a short window the estimate would jump with each one.
+            speed_estimate_period=600,
+            disable=not self.err.is_terminal,
+        )
+        with bar:
+            task = bar.add_task(what, total=total)
+            yield lambda done: bar.update(task, advance=done)
+
+    def table(
+        self,
+        title: str,
+        headers: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        right: Collection[str] = (),
+    ) -> None:
+        """Write a table under a title."""
+        self.out.print(Text(title, style="bold"))
+        if not self.out.is_terminal:
+            self.raw(text_table(headers, rows, right=right))
+            return
+        table = RichTable(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim")
+        for header in headers:
+            table.add_column(
+                header, justify="right" if header in right else "left", overflow="fold"
+            )
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        self.out.print(table)
+
+    def summary(self, summary: Summary) -> None:
+        """Write the tables of a comparison."""
+        headers = ("recipe", "error %", "quartiles", "seeds", "diverged", "step time", "quartiles")
+        for table in summary.tables:
+            self.table(
+                table.title,
+                headers,
+                [_cells(row) for row in table.rows],
+                right=set(headers[1:]),
+            )
+            self.print()
+
+    def reading(self, sentences: Sequence[Sentence]) -> None:
+        """Write the plain reading, what speaks against the methods first."""
+        for side, heading in HEADINGS.items():
+            mine = [sentence.text for sentence in sentences if sentence.side == side]
+            if mine:
+                self.out.print(Text(heading, style="bold"))
+            for text in mine:
+                self.out.print(_bullet(text) if self.out.is_terminal else Text(f"- {text}"))
+            if mine:
+                self.print()
+
+
+def _console(stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False, emoji=False)
+    if not console.is_terminal:
+        console = Console(stderr=stderr, highlight=False, emoji=False, width=PIPED_WIDTH)
+    return console
+
+
+def _bullet(text: str) -> Padding:
+    grid = RichTable.grid(padding=(0, 1, 0, 0))
+    grid.add_row("-", Text(text))
+    return Padding(grid, 0)
+
+
+def _cells(row: Row) -> list[str]:
+    if row.failed:
+        return [row.recipe, "failed", "-", str(row.seeds), "-", "-", "-"]
+    cells = [
+        row.recipe,
+        percent(row.median),
+        f"{percent(row.lower)} to {percent(row.upper)}",
+        str(row.seeds),
+        f"{row.diverged} of {row.seeds}",
+    ]
+    if row.step is None:
+        return [*cells, "-", "-"]
+    return [
+        *cells,
+        f"{row.step.ratio:.2f}",
+        f"{row.step.lower:.2f} to {row.step.upper:.2f}",
+    ]
