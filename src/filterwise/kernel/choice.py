@@ -39,7 +39,7 @@ def check_kernel(kernel: object) -> None:
         raise ValueError(f"kernel must be one of {', '.join(names)}, got {kernel!r}")
     if isinstance(kernel, str) and kernel in DEVICES and not _works(kernel):
         raise ValueError(
-            f"kernel={kernel!r} needs {kernel}, which cannot be imported here: {INSTALL[kernel]};"
+            f"kernel={kernel!r} needs {kernel}, which cannot be used here: {INSTALL[kernel]};"
             f" {EVERYWHERE}"
         )
 
@@ -81,22 +81,20 @@ def module_of(kernel: str) -> Any:
 
 @functools.cache
 def _works(name: str) -> bool:
-    """Tell whether a kernel's package can be imported, and warn of one that is there but broken."""
+    """Tell whether a kernel can be used, and warn of one that is installed but cannot."""
     try:
         package = importlib.import_module(name)
-    except ModuleNotFoundError as missing:
-        if missing.name == name:
-            return False
-        reason: Exception = missing
+        if name == "numba" and package.config.DISABLE_JIT:
+            return False  # somebody debugs other code of theirs
+        module_of(name).prepare()
     except Exception as broken:  # what a package of the wrong build raises is its own affair
-        reason = broken
-    else:
-        # With NUMBA_DISABLE_JIT nothing can be compiled.
-        return not (name == "numba" and package.config.DISABLE_JIT)
-    warnings.warn(
-        f"{name} is installed but cannot be imported ({reason}); effective weights are computed by"
-        " plain torch operations. Reinstall or remove it.",
-        FilterwiseWarning,
-        stacklevel=2,
-    )
-    return False
+        if isinstance(broken, ModuleNotFoundError) and broken.name == name:
+            return False
+        warnings.warn(
+            f"{name} is installed but cannot be used ({type(broken).__name__}: {broken});"
+            " effective weights are computed by plain torch operations. Reinstall or remove it.",
+            FilterwiseWarning,
+            stacklevel=2,
+        )
+        return False
+    return True

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from filterwise.kernel.family import Family, Gradients, Layer
 
-__all__ = ["backward", "forward", "serves"]
+__all__ = ["backward", "forward", "prepare", "serves"]
 
 KINDS = {
     torch.float32: tl.float32,
@@ -35,6 +35,10 @@ KINDS = {
     torch.bfloat16: tl.bfloat16,
     torch.float64: tl.float64,
 }
+
+
+def prepare() -> None:
+    """Do nothing: Triton compiles for a device when it first launches there."""
 
 
 def serves(layer: Layer) -> bool:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from filterwise.filters import FilterLayout
     from filterwise.kernel.family import Family, Gradients, Layer
 
-__all__ = ["backward", "forward", "serves"]
+__all__ = ["backward", "forward", "prepare", "serves"]
 
 CODES = {
     torch.float32: SINGLE,
@@ -188,7 +188,7 @@ class _Work:
             buffers = torch.empty(threads * self.buffer, dtype=torch.float64)
             block[Job.BUFFERS], block[Job.BUFFER_LENGTH] = buffers.data_ptr(), self.buffer
             self.held.append(buffers)
-        pool.run(_share(), block.buffer_info()[0], threads)
+        pool.run(_compiled()[0], block.buffer_info()[0], threads)
 
 
 def _numbers(values: Tensor | None) -> tuple[int, int, Tensor | None]:
@@ -217,9 +217,9 @@ def _columns_of(
     return place, array("q", integers) + array("q", numbers)
 
 
-def _share() -> int:
-    """Return the address of the compiled function."""
-    return _compiled()[0]
+def prepare() -> None:
+    """Compile, or read from numba's cache, what the first call would otherwise wait for."""
+    _compiled()
 
 
 @functools.cache
@@ -233,6 +233,6 @@ def _compiled() -> tuple[int, object]:
     sources = int.from_bytes(digest.digest()[:4]) + 1
     try:
         compiled = compile_share(sources, cache=True)
-    except RuntimeError:  # numba found no folder that it may write to
+    except (OSError, RuntimeError):  # numba found no folder that it may write to
         compiled = compile_share(sources, cache=False)
     return compiled.address, compiled
