@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from filterwise import host
 from filterwise.errors import FilterwiseWarning
-from filterwise.keeping import Window, can_keep, watch_steps
+from filterwise.keeping import Window, are_own, watch_steps
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -175,7 +175,7 @@ def _look_through(model: nn.Module, plan: _Plan | None) -> _Plan:
     members, aside = [], []
     for module, state in zip(layers, states, strict=True):
         tensors = host.inputs_of(module)
-        if state.method.uses_input or state.sharded or not can_keep(tensors):
+        if state.method.uses_input or state.sharded or not are_own(tensors):
             aside.append((module, state))
             continue
         keeper = host.keeper_of(module)
@@ -201,15 +201,16 @@ def _layers(model: nn.Module) -> tuple[list[nn.Module], list[DistributedDataPara
     stack: list[nn.Module | None] = [model]
     while stack:
         module = stack.pop()
-        if module is None or module in seen:
+        if module is None or id(module) in seen:
             continue
-        seen.add(module)
+        seen.add(id(module))
         if host.is_converted(module):
             layers.append(module)
-        if isinstance(module, DistributedDataParallel):
-            wrappers.append(module)
-        if module._modules:
-            stack.extend(reversed(module._modules.values()))
+        children = module._modules
+        if children:
+            stack.extend(reversed(children.values()))
+            if isinstance(module, DistributedDataParallel):
+                wrappers.append(module)
     return layers, wrappers
 
 

@@ -50,6 +50,7 @@ class HostState:
         sharded: Whether the raw weight was ever a shard of FSDP, which cannot be kept.
         keeps: Whether effective weights are kept in evaluation.
         keeper: What the layer keeps, once it does; never copied with the layer.
+        sources: The parameters that make the effective weight: raw weight, gain, offset.
     """
 
     method: Method
@@ -66,6 +67,12 @@ class HostState:
     sharded: bool = False
     keeps: bool = True
     keeper: Keeper | None = None
+    sources: tuple[str, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Name the parameters once; a forward reads them every time."""
+        roles = ("gain",) * self.method.has_gain + ("offset",) * self.method.has_offset
+        self.sources = (self.parameter, *map(self.name, roles))
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies and pickles what is kept."""
@@ -79,16 +86,6 @@ class HostState:
     def name(self, role: str) -> str:
         """Return the attribute that holds a gain, an offset or a statistic of this layer."""
         return role if self.parameter == "weight" else f"{self.parameter}_{role}"
-
-    def sources(self) -> tuple[str, ...]:
-        """Return the attributes that make the effective weight: raw weight, gain, offset."""
-        method = self.method
-        names = [self.parameter]
-        if method.has_gain:
-            names.append(self.name("gain"))
-        if method.has_offset:
-            names.append(self.name("offset"))
-        return tuple(names)
 
 
 def is_converted(module: nn.Module) -> bool:
@@ -114,7 +111,7 @@ def keeper_of(module: nn.Module) -> Keeper:
     if state.keeper is None:
         # Apart from the state, which holds it: a cycle would keep buffers until the collector runs.
         how = Computation(state.method, state.layout, state.kernel)
-        state.keeper = Keeper(how, state.sources())
+        state.keeper = Keeper(how, state.sources)
     return state.keeper
 
 
@@ -124,7 +121,11 @@ def inputs_of(module: nn.Module) -> tuple[Tensor, ...]:
     Then come gain and offset where there are any, and EquiNorm's statistics.
     """
     state = state_of(module)
-    tensors = [getattr(module, name) for name in state.sources()]
+    parameters = module._parameters
+    tensors = []
+    for name in state.sources:
+        tensor = parameters.get(name)
+        tensors.append(getattr(module, name) if tensor is None else tensor)
     if state.method.uses_input:
         tensors += [
             value for name in balance.BUFFERS if (value := module._buffers.get(name)) is not None

@@ -424,6 +424,9 @@ def test_equinorm_is_left_out_and_said_once():
         "1 converted layer takes no part in deferral and computes as ever (first: 2; EquiNorm"
         " depends on the micro-batch)."
     ]
+    with pytest.warns(fw.FilterwiseWarning, match="deferral") as told:
+        fw.defer(copy.deepcopy(model)).__enter__()
+    assert told[0].filename == __file__
     for part in x:
         loss(both_parts, part).backward()
     for name, gradient in gradients(both_parts).items():

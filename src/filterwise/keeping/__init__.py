@@ -16,7 +16,16 @@ once. Everything here is exact or says so with a `DeferralError`.
 from __future__ import annotations
 
 from filterwise.keeping.keeper import Keeper, Mode
-from filterwise.keeping.kept import Computation, can_keep, compute
+from filterwise.keeping.kept import Computation, are_own, can_keep, compute
 from filterwise.keeping.window import Window, watch_steps
 
-__all__ = ["Computation", "Keeper", "Mode", "Window", "can_keep", "compute", "watch_steps"]
+__all__ = [
+    "Computation",
+    "Keeper",
+    "Mode",
+    "Window",
+    "are_own",
+    "can_keep",
+    "compute",
+    "watch_steps",
+]

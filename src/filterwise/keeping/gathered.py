@@ -74,7 +74,8 @@ class GatheringWeight(KeptWeight):
 
     def enter(self, window: Window, label: str, tensors: Sequence[Tensor]) -> None:
         """Get ready to be filled for a window."""
-        self.label, self.tensors = label, tuple(tensors)
+        self.label = label
+        self.take_from(tensors)
         self._window, self._generation = weakref.ref(window), window.generation
         self.retired = False
 
@@ -255,7 +256,7 @@ class GatheringWeight(KeptWeight):
                 " until the last micro-batch hands it over. Clip or rescale after the window."
                 " Gradients of this window were dropped; the next window starts clean."
             )
-        place = changed(self.marks) or 0
+        place = 0 if self.made is None else changed(self.made.marks) or 0
         return DeferralError(
             f"{self.label}.{self.names[place]} changed inside defer(model) (after {backwards}"
             " micro-batches): their gradients belong to a weight that is gone. Step the optimizer"

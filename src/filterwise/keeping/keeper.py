@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from filterwise.keeping.kept import Computation
+    from filterwise.keeping.kept import Computation, Made
     from filterwise.keeping.window import Window
 
 __all__ = ["Keeper", "Mode"]
@@ -198,27 +198,27 @@ class _HandOver(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, kept: GatheringWeight, *tensors: Tensor) -> Tensor:
-        ctx.kept, ctx.tensors, ctx.marks = kept, tensors, kept.marks
-        ctx.statistics = kept.statistics
+        ctx.kept, ctx.made = kept, kept.made
         ctx.repeated = torch._C._current_graph_task_id() != -1
         return kept.values.detach().to(tensors[0].dtype)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         kept: GatheringWeight = ctx.kept
-        if kept.spoiled or changed(ctx.marks) is not None:
+        made: Made = ctx.made
+        if kept.spoiled or changed(made.marks) is not None:
             raise kept.refusal()
-        how, tensors, gradient, owned = kept.how, ctx.tensors, gradients[0], None
+        gradient, owned = gradients[0], None
         if all(node is None or adds_up(node) for node, _ in ctx.next_functions):
             window = kept.window
             if window is not None and kept.is_open and not ctx.repeated:
                 window.close_after_backward()
             owned = kept.take()
         if torch.is_grad_enabled():
-            found = differentiate(how, tensors, gradient)
+            found = differentiate(made, gradient)
             if owned is not None:
                 with torch.no_grad():
-                    constant = pull_back([(how, tensors, ctx.statistics, owned)], in_place=True)[0]
+                    constant = pull_back([(made, owned)], in_place=True)[0]
                 found = tuple(
                     one if one is None or more is None else one + more
                     for one, more in zip(found, constant, strict=True)
@@ -226,5 +226,4 @@ class _HandOver(torch.autograd.Function):
             return None, *found
         if owned is not None:
             gradient = owned.add_(gradient)
-        work = [(how, tensors, ctx.statistics, gradient)]
-        return None, *pull_back(work, in_place=owned is not None)[0]
+        return None, *pull_back([(made, gradient)], in_place=owned is not None)[0]

@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from filterwise.filters import FilterLayout
-    from filterwise.kernel import Gradients, Kernel
+    from filterwise.kernel import Kernel
     from filterwise.methods.method import Method
 
 __all__ = [
     "Computation",
     "KeptWeight",
+    "Made",
+    "are_own",
     "can_keep",
     "changed",
     "compute",
@@ -86,23 +88,47 @@ def _layer(how: Computation, tensors: Sequence[Tensor]) -> Layer | None:
     return Layer(weight, method.family(layout.fan_in(weight.shape)), layout, gain, offset)
 
 
-def can_keep(tensors: Iterable[Tensor]) -> bool:
-    """Tell whether an effective weight of these tensors may be kept.
+def can_keep(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether an effective weight of these tensors may be kept now.
 
-    Not where one is no parameter or buffer of its own (pruned, passed in by `functional_call`, a
-    shard or a replica), where its version cannot be read, or while somebody follows operations.
+    Not while somebody follows operations: a transform, a compiler, a tracer.
     """
-    if is_watched():
+    return not is_watched() and are_own(tensors)
+
+
+def are_own(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether these are a layer's own parameters and buffers, whose versions can be read.
+
+    Not where one was pruned, passed in by `functional_call`, is a shard or a replica, or was made
+    in inference mode.
+    """
+    if type(tensors[0]) is not nn.Parameter or tensors[0].is_meta:
         return False
-    weight, *rest = tensors
-    if type(weight) is not nn.Parameter or weight.is_meta or weight.is_inference():
-        return False
-    return all(
-        type(tensor) in (nn.Parameter, torch.Tensor)
-        and tensor.is_leaf
-        and not tensor.is_inference()
-        for tensor in rest
-    )
+    for tensor in tensors:
+        if tensor.is_inference() or not tensor.is_leaf:
+            return False
+        if type(tensor) is not nn.Parameter and type(tensor) is not torch.Tensor:
+            return False
+    return True
+
+
+Mark = tuple["Tensor", int, int, tuple[int, ...]]
+"""A tensor, and its version, address and strides when it was read."""
+
+
+class Made(NamedTuple):
+    """One computation of an effective weight, as its backward needs it."""
+
+    how: Computation
+    """The method, the filters' layout and the kernel."""
+    tensors: tuple[Tensor, ...]
+    """What it was computed from, the raw weight first."""
+    layer: Layer | None
+    """The same as a kernel sees it; None outside the family."""
+    statistics: Any
+    """What the kernel's forward keeps for its backward."""
+    marks: tuple[Mark, ...]
+    """By which a change of the tensors is seen."""
 
 
 class KeptWeight:
@@ -110,46 +136,65 @@ class KeptWeight:
 
     Attributes:
         how: The method, the filters' layout and the kernel.
-        tensors: What it was computed from, the raw weight first.
         values: The effective weight, outside any graph.
-        statistics: What the kernel's forward keeps for its backward; None outside the family.
+        made: How it was last computed; None before.
+        spoiled: Whether something has happened to it that leaves no mark.
     """
 
     def __init__(self, how: Computation, tensors: Sequence[Tensor], dtype: torch.dtype) -> None:
         """Make room for the effective weight, in the weight's strides; `fill` computes it."""
         self.how = how
-        self.tensors = tuple(tensors)
+        self.tensors: tuple[Tensor, ...] = ()
+        self.made: Made | None = None
+        self.spoiled = True
+        self._layer: Layer | None = None
+        self._storages: tuple[Any, ...] = ()
+        self._written = 0
+        self.take_from(tensors)
         # An inference tensor could never be trained with, and has no version.
         with torch.inference_mode(False), torch.no_grad():
             self.values = torch.empty_like(tensors[0], dtype=dtype, requires_grad=False)
-        self.statistics: Any = None
-        self.spoiled = True
-        self.marks: tuple[tuple[Tensor, int, int, tuple[int, ...]], ...] = ()
-        self._storages: tuple[Any, ...] = ()
-        self._written = 0
 
-    def seal(self) -> None:
+    def take_from(self, tensors: Sequence[Tensor]) -> None:
+        """Be computed from these tensors from now on."""
+        if not self._is_from(tensors):
+            self.tensors = tuple(tensors)
+            self._layer = _layer(self.how, tensors)
+
+    def _is_from(self, tensors: Sequence[Tensor]) -> bool:
+        own = self.tensors
+        if len(own) != len(tensors):
+            return False
+        for one, tensor in zip(own, tensors, strict=True):  # noqa: SIM110 (twice as fast)
+            if one is not tensor:
+                return False
+        return True
+
+    @property
+    def layer(self) -> Layer | None:
+        """The layer as a kernel sees it; None outside the family."""
+        return self._layer
+
+    def seal(self, statistics: Any) -> None:
         """Note the state of everything it was computed from, and of itself."""
-        self.marks = tuple((t, t._version, t.data_ptr(), t.stride()) for t in self.tensors)
+        marks = tuple((t, t._version, t.data_ptr(), t.stride()) for t in self.tensors)
+        self.made = Made(self.how, self.tensors, self._layer, statistics, marks)
         self._storages = tuple(tensor.untyped_storage() for tensor in self.tensors)
         self._written = self.values._version
         self.spoiled = False
 
     def serves(self, tensors: Sequence[Tensor]) -> bool:
         """Tell whether it is what these tensors give."""
-        for own, tensor in zip(self.tensors, tensors, strict=True):
-            if own is not tensor:
-                return False
-        return self.is_unchanged()
+        return self._is_from(tensors) and self.is_unchanged()
 
     def is_unchanged(self) -> bool:
         """Tell whether nothing has written into it, or into what it was computed from."""
-        if self.spoiled or self.values._version != self._written:
+        if self.made is None or self.spoiled or self.values._version != self._written:
             return False
-        return changed(self.marks) is None
+        return changed(self.made.marks) is None
 
 
-def changed(marks: Iterable[tuple[Tensor, int, int, tuple[int, ...]]]) -> int | None:
+def changed(marks: Iterable[Mark]) -> int | None:
     """Return the place of the first tensor that is not what it was; None if all are."""
     for place, (tensor, version, address, strides) in enumerate(marks):
         if tensor._version != version or tensor.data_ptr() != address or tensor.stride() != strides:
@@ -159,77 +204,69 @@ def changed(marks: Iterable[tuple[Tensor, int, int, tuple[int, ...]]]) -> int | 
 
 def fill(many: Iterable[KeptWeight]) -> None:
     """Compute kept weights: one kernel call for all layers of a device and kernel."""
-    calls: dict[tuple[Kernel, torch.device], list[tuple[KeptWeight, Layer]]] = {}
+    calls: dict[tuple[Kernel, torch.device], list[KeptWeight]] = {}
     with torch.inference_mode(False), torch.no_grad():
         for kept in many:
-            layer = _layer(kept.how, kept.tensors)
-            if layer is None:
+            if kept.layer is None:
                 kept.values.copy_(compute(kept.how, kept.tensors))
-                kept.seal()
+                kept.seal(None)
             else:
-                key = (kept.how.kernel, kept.values.device)
-                calls.setdefault(key, []).append((kept, layer))
+                calls.setdefault((kept.how.kernel, kept.values.device), []).append(kept)
         for (kernel, _), group in calls.items():
-            layers, outs = [layer for _, layer in group], [kept.values for kept, _ in group]
-            saved = kernels.forward(layers, outs, kernel)
-            for (kept, _), statistics in zip(group, saved, strict=True):
-                kept.statistics = statistics
-                kept.seal()
+            layers = [kept.layer for kept in group if kept.layer is not None]
+            saved = kernels.forward(layers, [kept.values for kept in group], kernel)
+            for kept, statistics in zip(group, saved, strict=True):
+                kept.seal(statistics)
 
 
 def pull_back(
-    work: Sequence[tuple[Computation, Sequence[Tensor], Any, Tensor]], *, in_place: bool
+    work: Sequence[tuple[Made, Tensor]], *, in_place: bool
 ) -> list[tuple[Tensor | None, ...]]:
     """Take gradients of effective weights to what they were computed from, outside any graph.
 
     Args:
-        work: For each layer how it is computed, from what, the statistics of its forward, and the
-            gradient of its effective weight.
+        work: For each layer how its effective weight was computed, and its gradient.
         in_place: Write into the gradients that came in; they are the caller's to give away.
 
     Returns:
-        For each layer a gradient per tensor, or None for one that has no part or is frozen.
+        For each layer a gradient per tensor, or None for one that has no part.
     """
     found: list[tuple[Tensor | None, ...]] = [()] * len(work)
-    calls: dict[tuple[Kernel, torch.device], list[tuple[int, Layer]]] = {}
-    for place, (how, tensors, statistics, gradient) in enumerate(work):
-        layer = _layer(how, tensors)
-        if layer is None or statistics is None:
-            found[place] = differentiate(how, tensors, gradient)
+    calls: dict[tuple[Kernel, torch.device], list[int]] = {}
+    for place, (made, gradient) in enumerate(work):
+        if made.layer is None:
+            found[place] = differentiate(made, gradient)
         else:
-            calls.setdefault((how.kernel, gradient.device), []).append((place, layer))
-    for (kernel, _), group in calls.items():
-        gradients: list[Gradients] = kernels.backward(
-            [layer for _, layer in group],
-            [work[place][2] for place, _ in group],
-            [work[place][3] for place, _ in group],
+            calls.setdefault((made.how.kernel, gradient.device), []).append(place)
+    for (kernel, _), places in calls.items():
+        gradients = kernels.backward(
+            [layer for place in places if (layer := work[place][0].layer) is not None],
+            [work[place][0].statistics for place in places],
+            [work[place][1] for place in places],
             kernel,
             in_place=in_place,
         )
-        for (place, _), of_layer in zip(group, gradients, strict=True):
+        for place, of_layer in zip(places, gradients, strict=True):
             found[place] = tuple(one for one in of_layer if one is not None)
     return found
 
 
-def differentiate(
-    how: Computation, tensors: Sequence[Tensor], gradient: Tensor
-) -> tuple[Tensor | None, ...]:
+def differentiate(made: Made, gradient: Tensor) -> tuple[Tensor | None, ...]:
     """Go back the ordinary way: for a second derivative, and for methods outside the family.
 
     Args:
-        how: How the effective weight is computed.
-        tensors: From what.
-        gradient: Gradient of the effective weight.
+        made: How the effective weight was computed.
+        gradient: Its gradient.
 
     Returns:
         A gradient per tensor, None for one that does not require any; part of the graph where
         autograd is recording.
     """
-    second = torch.is_grad_enabled()
+    second, tensors = torch.is_grad_enabled(), made.tensors
     own = tensors if second else [t.detach().requires_grad_(t.is_floating_point()) for t in tensors]
     wanted = [tensor for tensor in own if tensor.requires_grad]
     with torch.enable_grad():
-        weight = compute(how, own)
+        weight = compute(made.how, own)
         found = torch.autograd.grad(
             weight, wanted, gradient.to(weight.dtype), create_graph=second, allow_unused=True
         )

@@ -120,8 +120,12 @@ def hand_over(left: Iterable[GatheringWeight]) -> None:
                 other.drop()
             raise
     with torch.inference_mode(False), torch.no_grad():
-        work = [(kept.how, kept.tensors, kept.statistics, kept.take()) for kept in left]
-        found = pull_back([one for one in work if one[3] is not None], in_place=True)  # pyright: ignore[reportArgumentType]
+        work = [
+            (kept.made, gathered)
+            for kept in left
+            if kept.made is not None and (gathered := kept.take()) is not None
+        ]
+        found = pull_back(work, in_place=True)
         leaves: list[Tensor] = []
         gradients: list[Tensor] = []
         for kept, of_layer in zip(left, found, strict=True):
