@@ -160,11 +160,11 @@ def test_several_writers_lose_no_line(results):
     """)
     writers = [
         subprocess.Popen([sys.executable, "-c", code, str(seed)], env=_environment())
-        for seed in (0, 10, 20)
+        for seed in (0, 10)
     ]
-    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    assert [writer.wait() for writer in writers] == [0, 0]
     contents = results.read()
-    assert len(contents.records) == 30
+    assert len(contents.records) == 20
     assert contents.complaints == ()
 
 

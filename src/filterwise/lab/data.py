@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -171,7 +173,9 @@ def _torchvision(name: str, root: str, download: bool) -> PictureSet:
         from torchvision import datasets
 
         kind = getattr(datasets, source.kind)
-        halves = [kind(root=root, download=download, **half) for half in source.halves]
+        # Downloads report themselves on standard output, where results belong.
+        with redirect_stdout(sys.stderr):
+            halves = [kind(root=root, download=download, **half) for half in source.halves]
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.PickleError) as error:
         if download:
             remedy = "The download failed or a file is broken; delete what is there and try again."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -215,6 +216,9 @@ def _epochs(
 
 def be_deterministic(strictly: bool) -> None:
     """Make torch choose the same algorithms every time; strictly: refuse those that cannot."""
+    if strictly:
+        # CUDA's matrix products ask for it; read when the device is first used.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
     torch.use_deterministic_algorithms(strictly)

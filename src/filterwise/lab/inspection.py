@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,11 +76,33 @@ class Inspection:
         if not self.findings:
             terminal.print(f"Findings ({state}): none.")
             return
-        terminal.table(
-            f"Findings ({state})",
-            ("level", "layer", "what", "why", "what to do"),
-            [(each.level, each.layer, each.what, each.why, each.fix) for each in self.findings],
-        )
+        terminal.print(f"Findings ({state}): {len(self.findings)}")
+        for group in _alike(self.findings):
+            first = group[0]
+            at = ", ".join(finding.layer or "the model" for finding in group)
+            terminal.print()
+            terminal.fields(
+                [
+                    (first.level, first.what),
+                    ("at", f"{at} ({len(group)} layers)" if len(group) > 1 else at),
+                    ("why", _for_all([finding.why for finding in group], first.layer)),
+                    ("do", _for_all([finding.fix for finding in group], first.layer)),
+                ]
+            )
+
+
+def _alike(findings: Sequence[Finding]) -> list[list[Finding]]:
+    """Group findings that say the same of several layers, but for their figures."""
+    groups: dict[tuple[str, str, str], list[Finding]] = {}
+    for finding in findings:
+        fix = finding.fix.replace(finding.layer, "") if finding.layer else finding.fix
+        groups.setdefault((finding.level, finding.what, fix), []).append(finding)
+    return list(groups.values())
+
+
+def _for_all(texts: Sequence[str], layer: str) -> str:
+    """Return the one text that all have, or the first with the name of its layer."""
+    return texts[0] if len(set(texts)) == 1 else f"{layer}: {texts[0]}"
 
 
 def inspect(name: str, recipe: fw.Recipe) -> Inspection:
@@ -88,7 +112,9 @@ def inspect(name: str, recipe: fw.Recipe) -> Inspection:
         UsageError: If there is no such model.
         LabError: If it cannot be built.
     """
-    model, origin = find_model(name)
+    # What somebody's factory prints is no part of what this command prints.
+    with redirect_stdout(sys.stderr):
+        model, origin = find_model(name)
     report = fw.plan(model, recipe)
     refused = any(row.action == "refuse" for row in report)
     if not refused:

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 from rich.text import Text
@@ -108,6 +107,14 @@ class Terminal:
             table.add_row(*(Text(cell) for cell in row))
         self.out.print(table)
 
+    def fields(self, rows: Sequence[tuple[str, str]]) -> None:
+        """Write texts behind their names."""
+        if self.out.is_terminal:
+            self.out.print(_hanging(rows))
+            return
+        for name, text in rows:
+            self.out.print(Text(f"{name} {text}"))
+
     def summary(self, summary: Summary) -> None:
         """Write the tables of a comparison."""
         headers = ("recipe", "error %", "quartiles", "seeds", "diverged", "step time", "quartiles")
@@ -127,7 +134,7 @@ class Terminal:
             if mine:
                 self.out.print(Text(heading, style="bold"))
             for text in mine:
-                self.out.print(_bullet(text) if self.out.is_terminal else Text(f"- {text}"))
+                self.fields([("-", text)])
             if mine:
                 self.print()
 
@@ -139,10 +146,14 @@ def _console(stderr: bool) -> Console:
     return console
 
 
-def _bullet(text: str) -> Padding:
+def _hanging(rows: Sequence[tuple[str, str]]) -> RichTable:
+    """Lay out texts beside their names, wrapped lines under the text and not the name."""
     grid = RichTable.grid(padding=(0, 1, 0, 0))
-    grid.add_row("-", Text(text))
-    return Padding(grid, 0)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, text in rows:
+        grid.add_row(Text(name), Text(text))
+    return grid
 
 
 def _cells(row: Row) -> list[str]:
