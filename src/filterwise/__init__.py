@@ -12,6 +12,7 @@ from __future__ import annotations
 from filterwise import functional
 from filterwise.check import Finding, check
 from filterwise.convert import convert_, describe, plan, unconvert_
+from filterwise.defer import defer, keep_weights
 from filterwise.errors import (
     CheckpointWarning,
     ConversionError,
@@ -66,11 +67,13 @@ __all__ = [
     "WeightStandardization",
     "check",
     "convert_",
+    "defer",
     "describe",
     "fold",
     "fold_report",
     "functional",
     "initialize_",
+    "keep_weights",
     "methods",
     "param_groups",
     "plan",

@@ -3,14 +3,13 @@
 A converted layer is an instance of a subclass made on the fly (``FilterwiseConv2d``), so
 ``isinstance`` stays true and exact-type tools leave it alone. Its ``weight`` is the raw weight, an
 ordinary parameter under its ordinary key; gains are extra parameters. The effective weight is
-computed in ``forward`` and never stored.
+computed in ``forward`` and in no state, copy or pickle.
 """
 
 from __future__ import annotations
 
 import functools
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,9 +18,17 @@ from torch.nn import functional
 
 from filterwise import balance, checkpoint
 from filterwise.errors import ConversionError
-from filterwise.filters import CONVOLUTIONS, TRANSPOSED, FilterLayout, check_module, layout_of
+from filterwise.filters import CONVOLUTIONS, TRANSPOSED, check_module, layout_of
 from filterwise.methods.equinorm import EquilibriumNormalization
-from filterwise.methods.method import WeightMethod
+from filterwise.state import (
+    STATE,
+    HostState,
+    effective_weight,
+    inputs_of,
+    is_converted,
+    keeper_of,
+    state_of,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,50 +43,15 @@ __all__ = [
     "base_class",
     "converted",
     "effective_weight",
+    "inputs_of",
     "install",
     "is_converted",
+    "keeper_of",
     "refuse_to_take_off",
     "state_of",
     "uninstall",
     "weight_label",
 ]
-
-STATE = "_filterwise"
-
-
-@dataclass
-class HostState:
-    """What a converted layer knows of its conversion; never in a checkpoint's tensors.
-
-    Attributes:
-        method: The method with its options.
-        parameter: Name of the raw weight in the layer, nearly always ``"weight"``.
-        layout: Where its filters lie.
-        recipe: The recipe that converted it, for messages.
-        kernel: Which implementation computes the effective weight.
-        label: The layer's dotted name where it was converted, for messages.
-        adds_bias: Whether the method gave the layer a bias it did not have.
-        assigning: True while a checkpoint is loaded, when the raw weight may be a new parameter.
-        loaded: What the last load found in place of these options, until it was said.
-        absent: What it did not find of the method's parameters and buffers, likewise.
-        looked: Modes in which an EquiNorm layer's first batch was looked at.
-    """
-
-    method: Method
-    parameter: str
-    layout: FilterLayout
-    recipe: str
-    kernel: Kernel = "auto"
-    label: str = ""
-    adds_bias: bool = False
-    assigning: bool = False
-    loaded: str | None = None
-    absent: tuple[str, ...] = ()
-    looked: set[str] = field(default_factory=set)
-
-    def name(self, role: str) -> str:
-        """Return the attribute that holds a gain, an offset or a statistic of this layer."""
-        return role if self.parameter == "weight" else f"{self.parameter}_{role}"
 
 
 class Hosted(nn.Module):
@@ -94,7 +66,11 @@ class Hosted(nn.Module):
         if state is not None and name == state.parameter and isinstance(value, nn.Parameter):
             old = self._parameters.get(name)
             allowed = old is None or old is value or state.assigning
-            if not allowed and not _is_distributed(old) and not _is_distributed(value):
+            if _is_distributed(old) or _is_distributed(value):
+                # An unsharded weight comes back with version 0 and often at its old address.
+                state.sharded = True
+                state.forget()
+            elif not allowed:
                 raise ConversionError(
                     f"a new parameter was assigned to .{name} of a layer converted to"
                     f" {state.method}; it would be normalized again, and a fused or tied one would"
@@ -108,10 +84,17 @@ class Hosted(nn.Module):
         del protocol
         return _rebuild, (self._filterwise_base,), self.__getstate__()
 
+    def train(self, mode: bool = True) -> Any:
+        """Change the mode, and drop what was kept in the other one."""
+        self._filterwise.forget(buffers=mode != self.training)
+        return super().train(mode)
+
     def _apply(self, *args: Any, **kwargs: Any) -> Any:
-        """Let EquiNorm's statistics follow to another device, but not to half precision."""
+        """Drop what was kept; let statistics follow to a device, but not to half precision."""
+        self._filterwise.forget()
         wide = {name: self._buffers[name] for name in balance.BUFFERS if name in self._buffers}
         done = super()._apply(*args, **kwargs)
+        _replace_inputs(self)
         for name, before in wide.items():
             after = self._buffers[name]
             if before is None or after is None or not after.is_floating_point():
@@ -145,6 +128,7 @@ class Hosted(nn.Module):
         error_msgs: list[str],
     ) -> None:
         state = self._filterwise
+        state.forget()
         state.assigning = True
         try:
             super()._load_from_state_dict(
@@ -158,6 +142,7 @@ class Hosted(nn.Module):
             )
         finally:
             state.assigning = False
+            _replace_inputs(self)
         if prefix + state.parameter not in state_dict:
             return
         absent = [name for name in _added(self) if prefix + name not in state_dict]
@@ -167,6 +152,13 @@ class Hosted(nn.Module):
         _start(self, absent)
         state.loaded = checkpoint.compare_options(local_metadata, state.method)
         state.absent = tuple(absent)
+
+
+def _replace_inputs(module: nn.Module) -> None:
+    """Tell the keeper that parameters may have been replaced for good."""
+    keeper = state_of(module).keeper
+    if keeper is not None:
+        keeper.replace(inputs_of(module))
 
 
 def _is_distributed(value: object) -> bool:
@@ -233,6 +225,9 @@ def _forward_transposed(self: Any, input: Tensor, output_size: list[int] | None 
 
 def _forward_replaced(self: Any, *args: Any, **kwargs: Any) -> Any:
     weight = effective_weight(self, args[0] if args else None)
+    if weight.is_leaf:
+        # A forward of somebody's own may assign to `.data`, which must not reach a kept weight.
+        weight = weight.view_as(weight)
     with _replaced(self, self._filterwise.parameter, weight):
         return self._filterwise_base.forward(self, *args, **kwargs)
 
@@ -247,46 +242,6 @@ def _replaced(module: nn.Module, name: str, value: Tensor) -> Iterator[None]:
         yield
     finally:
         home[name] = raw
-
-
-def effective_weight(module: nn.Module, input: Tensor | None = None) -> Tensor:
-    """Return what a converted layer computes with, as part of the graph.
-
-    Args:
-        module: A converted layer.
-        input: The layer's input. Only EquiNorm in training reads it (and then updates its running
-            mean); in evaluation, or without an input, EquiNorm takes the running mean.
-
-    Returns:
-        Tensor of the raw weight's shape, dtype and strides.
-    """
-    state = state_of(module)
-    weight = getattr(module, state.parameter)
-    gain = getattr(module, state.name("gain"), None) if state.method.has_gain else None
-    method = state.method
-    if isinstance(method, WeightMethod):
-        offset = getattr(module, state.name("offset")) if method.has_offset else None
-        return method.effective(weight, state.layout, gain, offset, state.kernel)
-    if not isinstance(method, EquilibriumNormalization):
-        raise TypeError(f"no host for the method {method!r}")
-    return balance.effective_weight(module, method, weight, gain, input)
-
-
-def is_converted(module: nn.Module) -> bool:
-    """Tell whether this very module is a converted layer."""
-    return STATE in module.__dict__
-
-
-def state_of(module: nn.Module) -> HostState:
-    """Return what a converted layer knows of its conversion.
-
-    Raises:
-        ValueError: If the module is not converted.
-    """
-    state = module.__dict__.get(STATE)
-    if state is None:
-        raise ValueError(f"{type(module).__name__} is not a converted layer")
-    return state
 
 
 def weight_label(name: str, module: nn.Module) -> str:
@@ -382,8 +337,12 @@ def refuse_to_take_off(model: nn.Module) -> None:
 def uninstall(module: nn.Module) -> None:
     """Give a converted layer the class it had, and take its gain, offset and statistics away.
 
-    A bias that the conversion added stays: the layer's function would change without it.
+    A bias that the conversion added stays: the layer's function would change without it. What was
+    gathered inside `defer` is handed over.
     """
+    keeper = state_of(module).keeper
+    if keeper is not None:
+        keeper.release()
     _take_away(module, [name for name in _added(module) if name != "bias"])
 
 

@@ -195,7 +195,10 @@ def in_place(layer):
 
 
 def by_data(layer):
+    # Nothing sees such a write between two evaluations; a call of eval() or train() drops what is
+    # kept, as does keep_weights(model, False).
     layer.weight.data.add_(0.1 * torch.randn_like(layer.weight))
+    layer.eval()
 
 
 def by_new_data(layer):
@@ -212,6 +215,7 @@ def by_loading(layer):
 
 def by_numpy(layer):
     layer.weight.detach().numpy()[:] += 0.25
+    layer.eval()  # as above
 
 
 def by_round_trip(layer):

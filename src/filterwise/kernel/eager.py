@@ -9,17 +9,18 @@ five numbers per filter are kept for it, never a second weight.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import Tensor
 
-    from filterwise.filters import FilterLayout
-    from filterwise.kernel.family import Family
+    from filterwise.kernel.family import Family, Gradients, Layer
 
-__all__ = ["standardize"]
+__all__ = ["Statistics", "backward", "compute", "differentiate", "forward"]
 
 
 class Statistics(NamedTuple):
@@ -38,36 +39,6 @@ class Statistics(NamedTuple):
     """Square root of the second moment, with n - 1 in place of n where the method says so."""
     divisor: Tensor
     """1/f; where that is 0, the effective weight is 0 by rule."""
-
-
-def standardize(
-    weight: Tensor,
-    family: Family,
-    layout: FilterLayout,
-    gain: Tensor | None = None,
-    offset: Tensor | None = None,
-) -> Tensor:
-    r"""Compute the effective weight of one layer, differentiably, twice if need be.
-
-    .. math:: \hat W = g\,k\,f(m_2)\,(W - c\,\mu) + b
-
-    Args:
-        weight: Raw weight, any shape that `layout` reads, any floating dtype and strides.
-        family: The method's place in the family, for this fan-in.
-        layout: Where the filters lie.
-        gain: g, one number per filter, any shape of that many elements; None is 1.
-        offset: b, likewise; None is 0.
-
-    Returns:
-        Tensor of the weight's shape, dtype, device and, where that is dense, strides.
-
-    Cost: about eight passes over the weight forward and six backward.
-    """
-    # Under torch.func and torch.compile the formula is differentiated by them; both would stumble
-    # over a Function that keeps what it needs outside their sight.
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return _forward(weight, gain, offset, family, layout, smooth=True)[0]
-    return _Standardize.apply(weight, gain, offset, family, layout)
 
 
 def _statistics(view: Tensor, dims: tuple[int, ...], family: Family, *, smooth: bool) -> Statistics:
@@ -155,9 +126,9 @@ def _deviation(view: Tensor, statistics: Statistics, *, centre: bool) -> Tensor:
 
 def _cast(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Cast, saturating a finite number that the narrower dtype cannot hold."""
-    if values.dtype == dtype:
-        return values
     limit = torch.finfo(dtype).max
+    if torch.finfo(values.dtype).max <= limit:
+        return values.to(dtype)
     return torch.where(values.isfinite(), values.clamp(-limit, limit), values).to(dtype)
 
 
@@ -165,15 +136,23 @@ def _wide(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def _forward(
-    weight: Tensor,
-    gain: Tensor | None,
-    offset: Tensor | None,
-    family: Family,
-    layout: FilterLayout,
-    *,
-    smooth: bool = False,
+def compute(
+    layer: Layer, dtype: torch.dtype | None = None, *, smooth: bool = False
 ) -> tuple[Tensor, Statistics]:
+    """Compute one effective weight by plain operations, and the statistics its backward needs.
+
+    Args:
+        layer: The layer.
+        dtype: The effective weight's; None is the weight's.
+        smooth: Make every operation differentiable where the filter is constant, at a small cost.
+
+    Returns:
+        The effective weight in the weight's shape, device and (where dense) strides, and the
+        statistics.
+
+    Cost: about eight passes over the weight, and six for its backward.
+    """
+    weight, family, layout, gain, offset = layer
     view, dims = layout.split(_wide(weight))
     statistics = _statistics(view, dims, family, smooth=smooth)
     gains = None if gain is None else layout.per_filter(gain.to(view.dtype), view)
@@ -181,54 +160,78 @@ def _forward(
     out = out * _factor(statistics, family, gains)
     if offset is not None:
         out = out + layout.per_filter(offset.to(view.dtype), view)
-    return layout.join(_cast(out, weight.dtype)), statistics
+    return layout.join(_cast(out, dtype or weight.dtype)), statistics
 
 
-class _Standardize(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        weight: Tensor,
-        gain: Tensor | None,
-        offset: Tensor | None,
-        family: Family,
-        layout: FilterLayout,
-    ) -> Tensor:
-        out, statistics = _forward(weight, gain, offset, family, layout)
-        ctx.family, ctx.layout = family, layout
-        ctx.save_for_backward(weight, gain, offset, *statistics)
-        return out
+def differentiate(
+    layer: Layer,
+    statistics: Statistics | None,
+    gradient: Tensor,
+    needs: Sequence[bool] = (True, True, True),
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Take the gradient of one effective weight to its weight, gain and offset.
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        family, layout = ctx.family, ctx.layout
-        weight, gain, offset, *saved = ctx.saved_tensors
-        view, dims = layout.split(_wide(weight))
-        # A second derivative passes through the statistics: they must be part of its graph.
-        statistics = Statistics(*saved)
-        if torch.is_grad_enabled():
-            statistics = _statistics(view, dims, family, smooth=True)
-        outer = layout.split(gradients[0].to(view.dtype))[0]
-        deviation = _deviation(view, statistics, centre=family.centre)
-        inner = (outer * deviation).sum(dims, keepdim=True)
-        needs_weight, needs_gain, needs_offset, *_ = ctx.needs_input_grad
-        to_weight = to_gain = to_offset = None
-        if needs_weight:
-            gains = None if gain is None else layout.per_filter(gain.to(view.dtype), view)
-            unbiased = _unbiased(view, dims) if family.ddof else 1.0
-            curvature = _curvature(statistics, family, unbiased)
-            push = outer - outer.mean(dims, keepdim=True) if family.centre else outer
-            if curvature is not None:
-                direction = deviation
-                if family.moment == "central" and not family.centre:
-                    direction = _deviation(view, statistics, centre=True)
-                push = push - direction * (inner * curvature / _fan_in(view, dims))
-            push = push * (_factor(statistics, family, gains) / statistics.unit)
-            to_weight = layout.join(_cast(push, weight.dtype))
-        if gain is not None and needs_gain:
-            to_gain = (inner * _factor(statistics, family, None)).reshape(gain.shape)
-            to_gain = _cast(to_gain, gain.dtype)
-        if offset is not None and needs_offset:
-            to_offset = outer.sum(dims).reshape(offset.shape)
-            to_offset = _cast(to_offset, offset.dtype)
-        return to_weight, to_gain, to_offset, None, None
+    Args:
+        layer: The layer.
+        statistics: What `compute` gave; None takes them again, as part of the graph, which is what
+            a second derivative has to pass through.
+        gradient: Gradient of the effective weight, in its shape.
+        needs: Which of the three are wanted.
+    """
+    weight, family, layout, gain, offset = layer
+    view, dims = layout.split(_wide(weight))
+    if statistics is None:
+        statistics = _statistics(view, dims, family, smooth=True)
+    outer = layout.split(gradient.to(view.dtype))[0]
+    deviation = _deviation(view, statistics, centre=family.centre)
+    inner = (outer * deviation).sum(dims, keepdim=True)
+    to_weight = to_gain = to_offset = None
+    if needs[0]:
+        gains = None if gain is None else layout.per_filter(gain.to(view.dtype), view)
+        unbiased = _unbiased(view, dims) if family.ddof else 1.0
+        curvature = _curvature(statistics, family, unbiased)
+        push = outer - outer.mean(dims, keepdim=True) if family.centre else outer
+        if curvature is not None:
+            direction = deviation
+            if family.moment == "central" and not family.centre:
+                direction = _deviation(view, statistics, centre=True)
+            push = push - direction * (inner * curvature / _fan_in(view, dims))
+        push = push * (_factor(statistics, family, gains) / statistics.unit)
+        to_weight = layout.join(_cast(push, weight.dtype))
+    if gain is not None and needs[1]:
+        to_gain = (inner * _factor(statistics, family, None)).reshape(gain.shape)
+        to_gain = _cast(to_gain, gain.dtype)
+    if offset is not None and needs[2]:
+        to_offset = _cast(outer.sum(dims).reshape(offset.shape), offset.dtype)
+    return to_weight, to_gain, to_offset
+
+
+def forward(layers: Sequence[Layer], outs: Sequence[Tensor]) -> list[Statistics]:
+    """Write the effective weight of every layer into its tensor (see `filterwise.kernel`)."""
+    saved: list[Statistics] = []
+    for layer, out in zip(layers, outs, strict=True):
+        effective, statistics = compute(layer, out.dtype)
+        out.copy_(effective)
+        saved.append(statistics)
+    return saved
+
+
+def backward(
+    layers: Sequence[Layer],
+    saved: Sequence[Statistics | None],
+    gradients: Sequence[Tensor],
+    *,
+    in_place: bool,
+) -> list[Gradients]:
+    """Return the gradients of every layer (see `filterwise.kernel`).
+
+    Where another kernel went forward, its numbers are not known here and None stands for them.
+    """
+    done: list[Gradients] = []
+    for layer, kept, gradient in zip(layers, saved, gradients, strict=True):
+        to_weight, to_gain, to_offset = differentiate(layer, kept, gradient)
+        assert to_weight is not None
+        if in_place and gradient.dtype == to_weight.dtype:
+            to_weight = gradient.copy_(to_weight)
+        done.append((to_weight, to_gain, to_offset))
+    return done

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-__all__ = ["Family", "Kernel"]
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Kernel = Literal["auto", "eager"]
-"""Which implementation computes effective weights; ``"auto"`` takes the best for the device."""
+    from filterwise.filters import FilterLayout
+
+__all__ = ["Family", "Gradients", "Kernel", "Layer", "Saved"]
+
+Kernel = Literal["auto", "eager", "numba", "triton"]
+"""Which implementation computes effective weights; ``"auto"`` takes the fastest that can."""
 
 
 @dataclass(frozen=True)
@@ -45,3 +50,31 @@ class Family:
     eps: float = 0.0
     constant: float = 1.0
     ddof: Literal[0, 1] = 0
+
+
+class Layer(NamedTuple):
+    """One layer's work: everything that its effective weight depends on."""
+
+    weight: Tensor
+    """Raw weight, any shape that `layout` reads, any floating dtype and strides."""
+    family: Family
+    """The method's place in the family, for this fan-in."""
+    layout: FilterLayout
+    """Where the filters lie."""
+    gain: Tensor | None = None
+    """g, one number per filter, any shape of that many elements; None is 1."""
+    offset: Tensor | None = None
+    """b, likewise; None is 0."""
+
+
+class Saved(NamedTuple):
+    """What a kernel's forward keeps of a layer for its backward: a few numbers per filter."""
+
+    kernel: str
+    """The kernel that served."""
+    kept: Any
+    """The numbers, in that kernel's own form."""
+
+
+Gradients = tuple["Tensor", "Tensor | None", "Tensor | None"]
+"""Gradients of one layer's weight, gain and offset; None where there is no gain or offset."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -105,22 +106,30 @@ class Trainer:
             momentum=settings.momentum,
         )
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
+        with warnings.catch_warnings():
+            # EquiNorm takes no part in deferral, which is said on the first entry only.
+            warnings.simplefilter("ignore", fw.FilterwiseWarning)
+            with fw.defer(self.model, enabled=False):
+                pass
 
     def step(self, pictures: Tensor, labels: Tensor) -> float:
         """Take one optimizer step and return the mean loss over its pictures.
 
         The pictures pass in micro-batches whose gradients are added, each with the weight of its
-        share, so that a shorter last one counts for no more than its pictures. Where the loss is
+        share, so that a shorter last one counts for no more than its pictures; weights are
+        normalized once a step (`fw.defer`). Where the loss is
         not finite no parameter moves.
         """
         self.optimizer.zero_grad()
         total = torch.zeros((), device=pictures.device)
-        for part, answers in zip(
-            pictures.split(self.micro_batch), labels.split(self.micro_batch), strict=True
+        parts = pictures.split(self.micro_batch)
+        for index, (part, answers) in enumerate(
+            zip(parts, labels.split(self.micro_batch), strict=True), start=1
         ):
-            loss = nn.functional.cross_entropy(self.model(part), answers, reduction="sum")
-            loss = loss / len(labels)
-            loss.backward()
+            with fw.defer(self.model, enabled=index < len(parts)):
+                loss = nn.functional.cross_entropy(self.model(part), answers, reduction="sum")
+                loss = loss / len(labels)
+                loss.backward()
             total += loss.detach()
         mean = float(total)
         if math.isfinite(mean):

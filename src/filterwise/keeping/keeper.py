@@ -1,0 +1,229 @@
+"""A layer's keeper: what its next forward computes with, and whether that is kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from filterwise.keeping.gathered import GatheringWeight, adds_up
+from filterwise.keeping.kept import KeptWeight, can_keep, changed, differentiate, fill, pull_back
+from filterwise.keeping.window import Steps, hand_over, watch_steps
+from filterwise.kernel.function import is_watched
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from filterwise.keeping.kept import Computation, Made
+    from filterwise.keeping.window import Window
+
+__all__ = ["Keeper", "Mode"]
+
+Mode = Literal["ordinary", "defer", "hand over"]
+
+
+class Keeper:
+    """What one layer keeps: in evaluation between forwards, and in a window of `defer`.
+
+    Attributes:
+        how: The method, the filters' layout and the kernel.
+        names: Names in the layer of the tensors that its effective weight is computed from.
+        label: The layer's dotted name, for messages.
+        own: The layer's tensors when a window was last entered. Other ones belong to a
+            `functional_call` and take the ordinary way.
+        mode: What a forward with gradient does: as ever, gather, or hand over.
+        window: The window of the innermost `defer` that the layer is in.
+        gathering: What the window's micro-batches compute with.
+    """
+
+    def __init__(self, how: Computation, names: tuple[str, ...]) -> None:
+        """Keep nothing yet."""
+        self.how = how
+        self.names = names
+        self.label = "a layer"
+        self.own: tuple[Tensor, ...] = ()
+        self.mode: Mode = "ordinary"
+        self.window: Window | None = None
+        self.gathering: GatheringWeight | None = None
+        self._leaf: Tensor | None = None
+        self._resting: tuple[KeptWeight, int] | None = None
+
+    def _is_own(self, tensors: Sequence[Tensor]) -> bool:
+        own = self.own
+        if len(own) != len(tensors):
+            return False
+        for one, tensor in zip(own, tensors, strict=True):  # noqa: SIM110 (twice as fast)
+            if one is not tensor:
+                return False
+        return True
+
+    def replace(self, tensors: Sequence[Tensor]) -> None:
+        """Note that the layer may have other tensors for good: loaded by assignment, moved."""
+        if self.own and not self._is_own(tensors):
+            self.own = tuple(tensors)
+            if self.gathering is not None:
+                self.gathering.spoiled = True
+
+    def forget(self, *, buffers: bool = True) -> None:
+        """Drop what is kept for evaluation, and the buffers of a window unless one is open."""
+        self._resting = None
+        kept = self.gathering
+        if buffers and kept is not None and not kept.is_open and kept.gathered() is None:
+            self.gathering = self._leaf = None
+
+    def release(self) -> None:
+        """Hand over what was gathered, before the layer is taken back."""
+        if self.gathering is not None:
+            hand_over([self.gathering])
+
+    def at_rest(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return the weight kept in evaluation, computed anew where it is stale."""
+        resting = self._resting
+        if resting is not None and resting[1] == Steps.count and resting[0].serves(tensors):
+            return resting[0].values
+        watch_steps()
+        steps = Steps.count
+        kept = KeptWeight(self.how, tensors, tensors[0].dtype)
+        fill([kept])
+        # Put in place whole: another thread may be evaluating the same layer.
+        self._resting = (kept, steps)
+        return kept.values
+
+    def without_gradient(self, tensors: Sequence[Tensor]) -> Tensor | None:
+        """Return the window's weight for a forward without gradient; None where it has none."""
+        kept = self.gathering
+        if (kept is None and self.mode == "ordinary") or not self._is_own(tensors) or is_watched():
+            return None
+        if kept is None or not kept.is_open or not kept.is_unchanged():
+            if self.mode == "ordinary" or (kept is not None and kept.gathered() is not None):
+                return None
+            kept = self._filled()
+        elif self.mode != "defer" and torch._C._current_graph_task_id() != -1:
+            self._close_with_the_outer_backward(kept)
+        return None if kept is None else kept.values.to(tensors[0].dtype)
+
+    def with_gradient(self, tensors: Sequence[Tensor]) -> Tensor | None:
+        """Return what a forward with gradient computes with; None asks for the ordinary way.
+
+        Raises:
+            DeferralError: If gradients were gathered on a weight that has changed since.
+        """
+        kept, mode = self.gathering, self.mode
+        if (kept is None and mode == "ordinary") or not self._is_own(tensors) or is_watched():
+            return None
+        if kept is not None and kept.gathered() is not None:
+            kept.refuse_if_changed()
+            if tensors[0].requires_grad and kept.learns() != kept.learned:
+                # A gain thawed since has no part in the sum so far, nor one frozen in what comes.
+                hand_over([kept])
+        elif kept is None or not kept.is_open or not kept.is_unchanged():
+            if mode == "ordinary":
+                return self._recomputed(kept, tensors)
+            kept = self._filled()
+            if kept is None:
+                return None
+        weight = tensors[0]
+        if not weight.requires_grad:
+            learns = any(tensor.requires_grad for tensor in tensors)
+            return None if learns else kept.values.to(weight.dtype)
+        if mode == "defer":
+            return self._on_leaf(weight)
+        if torch._C._current_graph_task_id() != -1:
+            self._close_with_the_outer_backward(kept)
+        return _HandOver.apply(kept, *tensors)
+
+    def _recomputed(self, kept: GatheringWeight | None, tensors: Sequence[Tensor]) -> Tensor | None:
+        """Serve a checkpoint that repeats a forward of a window that has closed meanwhile."""
+        if kept is None:
+            return None
+        if torch._C._current_graph_task_id() == -1:
+            kept.retired = True
+        if kept.retired or not kept.is_unchanged() or not tensors[0].requires_grad:
+            return None
+        return _HandOver.apply(kept, *tensors)
+
+    def _close_with_the_outer_backward(self, kept: GatheringWeight) -> None:
+        """Let a forward that is repeated inside a backward not end the window with its own."""
+        window = kept.window
+        if window is not None and kept.is_open:
+            window.close_after_backward()
+
+    def _filled(self) -> GatheringWeight | None:
+        window = self.window
+        if window is None:
+            return None
+        window.fill()
+        kept = self.gathering
+        return kept if kept is not None and kept.is_open and kept.is_unchanged() else None
+
+    def _on_leaf(self, weight: Tensor) -> Tensor:
+        leaf = self._leaf
+        assert leaf is not None
+        if leaf.dtype != weight.dtype:
+            return leaf.to(weight.dtype)
+        # Autocast keeps its casts of leaves while it lasts, longer than a window may.
+        if torch.is_autocast_enabled(leaf.device.type):
+            return leaf.view_as(leaf)
+        return leaf
+
+    def prepare(self, window: Window) -> GatheringWeight | None:
+        """Return what is to be filled for a window, or None if nothing needs to be."""
+        kept, tensors = self.gathering, self.own
+        if kept is not None:
+            if kept.gathered() is not None or (kept.is_open and kept.serves(tensors)):
+                return None
+            weight = tensors[0]
+            same = kept.values.shape == weight.shape and kept.values.device == weight.device
+            if not same or kept.values.dtype != torch.promote_types(weight.dtype, torch.float32):
+                kept = self.gathering = self._leaf = None
+        if not can_keep(tensors):
+            return None
+        if not tensors[0].requires_grad and any(one.requires_grad for one in tensors):
+            return None
+        if kept is None:
+            kept = self.gathering = GatheringWeight(self.how, tensors, self.names)
+            self._leaf = kept.make_leaf()
+        kept.enter(window, self.label, tensors)
+        return kept
+
+
+class _HandOver(torch.autograd.Function):
+    """The kept weight as a function of raw weight and gain, whose backward takes the sum along.
+
+    The tensors lie on the node itself: `save_for_backward` would hand out detached copies under
+    checkpointing, and count as saved tensors there, which a repeated forward must equal.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, kept: GatheringWeight, *tensors: Tensor) -> Tensor:
+        ctx.kept, ctx.made = kept, kept.made
+        ctx.repeated = torch._C._current_graph_task_id() != -1
+        return kept.values.detach().to(tensors[0].dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        kept: GatheringWeight = ctx.kept
+        made: Made = ctx.made
+        if kept.spoiled or changed(made.marks) is not None:
+            raise kept.refusal()
+        gradient, owned = gradients[0], None
+        if all(node is None or adds_up(node) for node, _ in ctx.next_functions):
+            window = kept.window
+            if window is not None and kept.is_open and not ctx.repeated:
+                window.close_after_backward()
+            owned = kept.take()
+        if torch.is_grad_enabled():
+            found = differentiate(made, gradient)
+            if owned is not None:
+                with torch.no_grad():
+                    constant = pull_back([(made, owned)], in_place=True)[0]
+                found = tuple(
+                    one if one is None or more is None else one + more
+                    for one, more in zip(found, constant, strict=True)
+                )
+            return None, *found
+        if owned is not None:
+            gradient = owned.add_(gradient)
+        return None, *pull_back([(made, gradient)], in_place=owned is not None)[0]

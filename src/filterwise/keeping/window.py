@@ -1,0 +1,187 @@
+"""The window of one optimizer step: which layers gather, and when they hand over.
+
+A window opens with the first forward inside `defer`. It closes at the end of the first backward
+outside, or on leaving ``defer(model, enabled=False)``: what no layer has picked up by then is
+handed over, through autograd, so that hooks on the raw parameters fire.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+
+from filterwise.errors import DeferralError
+from filterwise.keeping.kept import fill, pull_back
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from torch import Tensor
+
+    from filterwise.keeping.gathered import GatheringWeight
+    from filterwise.keeping.keeper import Keeper
+
+__all__ = ["Steps", "Window", "hand_over", "watch_steps"]
+
+
+class Window:
+    """The micro-batches of one optimizer step of one model.
+
+    Attributes:
+        opened: All windows that are open.
+        members: The layers of the model that take part.
+        generation: Grows whenever the window closes; a kept weight of another one has served.
+        at_end: What is to be done once when the window closes.
+    """
+
+    opened: ClassVar[weakref.WeakSet[Window]] = weakref.WeakSet()
+
+    def __init__(self) -> None:
+        """Start closed, without members."""
+        self.members: list[Keeper] = []
+        self.generation = 0
+        self.at_end: list[Callable[[], object]] = []
+        self._gathering: dict[GatheringWeight, None] = {}
+        self._task: int | None = None
+
+    def fill(self) -> None:
+        """Compute the effective weights of all members that need it, in one call."""
+        Window.opened.add(self)
+        stale = [keeper.prepare(self) for keeper in self.members if keeper.window is self]
+        fill([kept for kept in stale if kept is not None])
+
+    def join(self, kept: GatheringWeight) -> None:
+        """Take in a layer that has begun to gather."""
+        Window.opened.add(self)
+        self._gathering[kept] = None
+
+    @property
+    def gathering(self) -> tuple[GatheringWeight, ...]:
+        """What has gathered a gradient that was not handed over or dropped."""
+        # Backward passes come from behind; told in the order of the model.
+        return tuple(kept for kept in reversed(self._gathering) if kept.gathered() is not None)
+
+    def end_if_dropped(self) -> None:
+        """Start anew if `zero_grad` has dropped all that was gathered."""
+        for kept in self._gathering:
+            if kept.gathered() is not None:
+                return
+        if self._gathering:
+            self.end()
+
+    def end(self) -> tuple[GatheringWeight, ...]:
+        """End the window; return what has gathered and is the caller's to hand over or drop."""
+        left, self._gathering = self.gathering, {}
+        self.generation += 1
+        Window.opened.discard(self)
+        at_end, self.at_end = self.at_end, []
+        for done in at_end:
+            done()
+        return left
+
+    def close(self, others: Iterable[GatheringWeight] = ()) -> None:
+        """End the window and hand over what no backward has picked up.
+
+        Args:
+            others: What gathered in other windows and is to be handed over as well.
+        """
+        self._task = None
+        hand_over(dict.fromkeys((*self.end(), *others)))
+
+    def close_after_backward(self) -> None:
+        """Close when the backward that is running ends."""
+        task = torch._C._current_graph_task_id()
+        if task != self._task:
+            self._task = task
+            engine: Any = torch.autograd.Variable._execution_engine  # pyright: ignore[reportAttributeAccessIssue]
+            engine.queue_callback(self.close)
+
+
+def hand_over(left: Iterable[GatheringWeight]) -> None:
+    """Bring gathered gradients to the raw parameters without another backward's help.
+
+    Raises:
+        DeferralError: If a weight is not what it was; nothing is handed over then.
+    """
+    left = [kept for kept in left if kept.gathered() is not None]
+    if not left:
+        return
+    for kept in left:
+        try:
+            kept.refuse_if_changed()
+        except DeferralError:
+            for other in left:
+                other.drop()
+            raise
+    with torch.inference_mode(False), torch.no_grad():
+        work = [
+            (kept.made, gathered)
+            for kept in left
+            if kept.made is not None and (gathered := kept.take()) is not None
+        ]
+        found = pull_back(work, in_place=True)
+        leaves: list[Tensor] = []
+        gradients: list[Tensor] = []
+        for kept, of_layer in zip(left, found, strict=True):
+            for tensor, gradient, learned in zip(kept.tensors, of_layer, kept.learned, strict=True):
+                if gradient is None or not learned:
+                    continue
+                if tensor.requires_grad:
+                    leaves.append(tensor)
+                    gradients.append(gradient)
+                else:  # frozen since; what it gathered is its own still
+                    tensor.grad = gradient if tensor.grad is None else tensor.grad.add_(gradient)
+        if leaves:
+            torch.autograd.backward(leaves, gradients)
+
+
+class Steps:
+    """How many steps any torch optimizer has made: fused ones move no version counter."""
+
+    count = 0
+    watched = False
+
+
+def watch_steps() -> None:
+    """Count the steps of every torch optimizer from now on, and guard sums against them."""
+    if not Steps.watched:
+        Steps.watched = True
+        register_optimizer_step_pre_hook(_before_step)
+        register_optimizer_step_post_hook(_after_step)
+
+
+def _owned(optimizer: torch.optim.Optimizer) -> set[int]:
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+def _before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    if not Window.opened:
+        return
+    owned = _owned(optimizer)
+    for window in list(Window.opened):
+        for kept in window.gathering:
+            if any(id(tensor) in owned for tensor in kept.tensors):
+                raise DeferralError(
+                    f"an optimizer step while {kept.label} holds the gathered gradient of"
+                    f" {kept.backwards} micro-batches: every micro-batch since the last step was"
+                    " deferred. Run the last one outside defer(model), or close the window with"
+                    " `with defer(model, enabled=False): pass` before clipping (under DDP only the"
+                    " former is reduced over processes). No parameter has moved."
+                )
+
+
+def _after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    Steps.count += 1
+    if not Window.opened:
+        return
+    owned = _owned(optimizer)
+    for window in list(Window.opened):
+        for kept in {keeper.gathering: None for keeper in window.members}:
+            if kept is not None and any(id(tensor) in owned for tensor in kept.tensors):
+                kept.spoiled = True

@@ -1,0 +1,176 @@
+"""What a converted layer knows of its conversion, and the effective weight it computes with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from filterwise import balance
+from filterwise.keeping import Computation, Keeper, can_keep, compute
+from filterwise.methods.equinorm import EquilibriumNormalization
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from filterwise.filters import FilterLayout
+    from filterwise.kernel import Kernel
+    from filterwise.methods.method import Method
+
+__all__ = [
+    "STATE",
+    "HostState",
+    "effective_weight",
+    "inputs_of",
+    "is_converted",
+    "keeper_of",
+    "state_of",
+]
+
+STATE = "_filterwise"
+
+
+@dataclass
+class HostState:
+    """What a converted layer knows of its conversion; never in a checkpoint's tensors.
+
+    Attributes:
+        method: The method with its options.
+        parameter: Name of the raw weight in the layer, nearly always ``"weight"``.
+        layout: Where its filters lie.
+        recipe: The recipe that converted it, for messages.
+        kernel: Which implementation computes the effective weight.
+        label: The layer's dotted name where it was converted, for messages.
+        adds_bias: Whether the method gave the layer a bias it did not have.
+        assigning: True while a checkpoint is loaded, when the raw weight may be a new parameter.
+        loaded: What the last load found in place of these options, until it was said.
+        absent: What it did not find of the method's parameters and buffers, likewise.
+        looked: Modes in which an EquiNorm layer's first batch was looked at.
+        sharded: Whether the raw weight was ever a shard of FSDP, which cannot be kept.
+        keeps: Whether effective weights are kept in evaluation.
+        keeper: What the layer keeps, once it does; never copied with the layer.
+        sources: The parameters that make the effective weight: raw weight, gain, offset.
+    """
+
+    method: Method
+    parameter: str
+    layout: FilterLayout
+    recipe: str
+    kernel: Kernel = "auto"
+    label: str = ""
+    adds_bias: bool = False
+    assigning: bool = False
+    loaded: str | None = None
+    absent: tuple[str, ...] = ()
+    looked: set[str] = field(default_factory=set)
+    sharded: bool = False
+    keeps: bool = True
+    keeper: Keeper | None = None
+    sources: tuple[str, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Name the parameters once; a forward reads them every time."""
+        roles = ("gain",) * self.method.has_gain + ("offset",) * self.method.has_offset
+        self.sources = (self.parameter, *map(self.name, roles))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out of copies and pickles what is kept."""
+        return {**self.__dict__, "keeper": None}
+
+    def forget(self, *, buffers: bool = True) -> None:
+        """Drop kept weights; what was gathered on them stays (`Keeper.forget`)."""
+        if self.keeper is not None:
+            self.keeper.forget(buffers=buffers)
+
+    def name(self, role: str) -> str:
+        """Return the attribute that holds a gain, an offset or a statistic of this layer."""
+        return role if self.parameter == "weight" else f"{self.parameter}_{role}"
+
+
+def is_converted(module: nn.Module) -> bool:
+    """Tell whether this very module is a converted layer."""
+    return STATE in module.__dict__
+
+
+def state_of(module: nn.Module) -> HostState:
+    """Return what a converted layer knows of its conversion.
+
+    Raises:
+        ValueError: If the module is not converted.
+    """
+    state = module.__dict__.get(STATE)
+    if state is None:
+        raise ValueError(f"{type(module).__name__} is not a converted layer")
+    return state
+
+
+def keeper_of(module: nn.Module) -> Keeper:
+    """Return what keeps a converted layer's weights, made on first use."""
+    state = state_of(module)
+    if state.keeper is None:
+        # Apart from the state, which holds it: a cycle would keep buffers until the collector runs.
+        how = Computation(state.method, state.layout, state.kernel)
+        state.keeper = Keeper(how, state.sources)
+    return state.keeper
+
+
+def inputs_of(module: nn.Module) -> tuple[Tensor, ...]:
+    """Return all that a converted layer's effective weight is made from, the raw weight first.
+
+    Then come gain and offset where there are any, and EquiNorm's statistics.
+    """
+    state = state_of(module)
+    parameters = module._parameters
+    tensors = []
+    for name in state.sources:
+        tensor = parameters.get(name)
+        tensors.append(getattr(module, name) if tensor is None else tensor)
+    if state.method.uses_input:
+        tensors += [
+            value for name in balance.BUFFERS if (value := module._buffers.get(name)) is not None
+        ]
+    return tuple(tensors)
+
+
+def effective_weight(module: nn.Module, input: Tensor | None = None) -> Tensor:
+    """Return what a converted layer computes with, as part of the graph.
+
+    Args:
+        module: A converted layer.
+        input: The layer's input. Only EquiNorm in training reads it (and then updates its running
+            mean); in evaluation, or without an input, EquiNorm takes the running mean.
+
+    Returns:
+        Tensor of the raw weight's shape, dtype and strides. Inside `defer`, and without gradient in
+        evaluation, it is a kept weight, which the next step may write over: clone it to keep it.
+    """
+    state = state_of(module)
+    tensors = inputs_of(module)
+    held = _held(module, state, tensors)
+    if held is not None:
+        return held
+    method = state.method
+    if isinstance(method, EquilibriumNormalization):
+        gain = getattr(module, state.name("gain")) if method.has_gain else None
+        return balance.effective_weight(module, method, tensors[0], gain, input)
+    return compute(Computation(method, state.layout, state.kernel), tensors)
+
+
+def _held(module: nn.Module, state: HostState, tensors: tuple[Tensor, ...]) -> Tensor | None:
+    """Return the kept weight where one may be used; None asks for the ordinary way."""
+    if torch.compiler.is_compiling():  # versions and addresses cannot be guarded in a graph
+        return None
+    keeper = state.keeper
+    if torch.is_grad_enabled():
+        return None if keeper is None else keeper.with_gradient(tensors)
+    if keeper is not None:
+        held = keeper.without_gradient(tensors)
+        if held is not None:
+            return held
+    if module.training or not state.keeps or state.sharded:
+        return None
+    first = state.method.uses_input and "evaluation" not in state.looked
+    if first or not can_keep(tensors):
+        return None
+    return keeper_of(module).at_rest(tensors)
