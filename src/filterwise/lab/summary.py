@@ -90,6 +90,11 @@ class Table:
         """The table's heading."""
         return f"Table {self.number}: {self.panel.title}"
 
+    @property
+    def rounds(self) -> int:
+        """In how many rounds the steps were timed; 0 if they were not."""
+        return max((row.step.rounds for row in self.rows if row.step), default=0)
+
     def trained(self) -> list[Row]:
         """Return the rows that have an error, best first."""
         return sorted(

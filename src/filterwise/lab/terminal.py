@@ -126,6 +126,8 @@ class Terminal:
                 right=set(headers[1:]),
             )
             self.print()
+        self.print(_legend(summary))
+        self.print()
 
     def reading(self, sentences: Sequence[Sentence]) -> None:
         """Write the plain reading, what speaks against the methods first."""
@@ -154,6 +156,16 @@ def _hanging(rows: Sequence[tuple[str, str]]) -> RichTable:
     for name, text in rows:
         grid.add_row(Text(name), Text(text))
     return grid
+
+
+def _legend(summary: Summary) -> str:
+    rounds = sorted({table.rounds for table in summary.tables})
+    over = f"{rounds[0]}" if len(rounds) == 1 else f"{rounds[0]} to {rounds[-1]}"
+    return (
+        "Error: median and quartiles over the seeds, after the last epoch; a diverged run counts"
+        " with the error its network then has. Step time: an optimizer step by the plain network's,"
+        f" measured afterwards in one process with the recipes taking turns, over {over} rounds."
+    )
 
 
 def _cells(row: Row) -> list[str]:
