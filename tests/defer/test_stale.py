@@ -11,6 +11,7 @@ from torch import nn
 import filterwise as fw
 from filterwise.host import effective_weight
 from support.deferral import (
+    Net,
     accumulate,
     assert_same_gradients,
     gradients,
@@ -290,6 +291,35 @@ def test_fused_step_whose_closure_left_gradients_gathered_is_refused_at_the_next
     optimizer.step(closure)
     with pytest.raises(fw.DeferralError, match="changed inside defer"):
         loss(model, THREE[1])
+
+
+def test_change_of_a_layer_that_the_last_micro_batch_does_not_use():
+    """It is found when the window closes, at the end of a backward that succeeds."""
+
+    class Skipping(Net):
+        skip = False
+
+        def forward(self, x):
+            x = torch.tanh(self.norm(self.first(x)))
+            x = x if self.skip else torch.tanh(self.second(x))
+            return self.last(x.mean((2, 3)))
+
+    model = network(make=Skipping)
+    with fw.defer(model):
+        loss(model, THREE[0]).backward()
+    with torch.no_grad():
+        model.second.weight.add_(0.1)
+    model.skip = True
+    with pytest.raises(fw.DeferralError, match=r"second\.weight changed inside defer"):
+        loss(model, THREE[1]).backward()
+    assert model.second.weight.grad is None
+    model.zero_grad()
+    model.skip = False
+    reference = fresh(model)
+    accumulate(model, THREE, fw.defer)
+    for x in THREE:
+        loss(reference, x).backward()
+    assert_same_gradients(gradients(model), gradients(reference))
 
 
 def test_effective_weight_after_each_change_in_a_window():

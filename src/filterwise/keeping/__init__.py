@@ -16,7 +16,7 @@ once. Everything here is exact or says so with a `DeferralError`.
 from __future__ import annotations
 
 from filterwise.keeping.keeper import Keeper, Mode
-from filterwise.keeping.kept import Computation, are_own, can_keep, compute
+from filterwise.keeping.kept import Computation, are_own, are_shared, can_keep, compute
 from filterwise.keeping.window import Window, watch_steps
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Mode",
     "Window",
     "are_own",
+    "are_shared",
     "can_keep",
     "compute",
     "watch_steps",

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from filterwise.keeping.gathered import GatheringWeight, adds_up
-from filterwise.keeping.kept import KeptWeight, can_keep, changed, differentiate, fill, pull_back
+from filterwise.keeping.kept import (
+    KeptWeight,
+    are_shared,
+    can_keep,
+    changed,
+    differentiate,
+    fill,
+    pull_back,
+)
 from filterwise.keeping.window import Steps, hand_over, watch_steps
 from filterwise.kernel.function import is_watched
 
@@ -78,11 +86,17 @@ class Keeper:
         if self.gathering is not None:
             hand_over([self.gathering])
 
-    def at_rest(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Return the weight kept in evaluation, computed anew where it is stale."""
+    def at_rest(self, tensors: Sequence[Tensor]) -> Tensor | None:
+        """Return the weight kept in evaluation, computed anew where it is stale.
+
+        None where it must not be kept, since another process may write into what it is made from.
+        """
         resting = self._resting
         if resting is not None and resting[1] == Steps.count and resting[0].serves(tensors):
             return resting[0].values
+        if are_shared(tensors):
+            self._resting = None
+            return None
         watch_steps()
         steps = Steps.count
         kept = KeptWeight(self.how, tensors, tensors[0].dtype)
@@ -178,7 +192,7 @@ class Keeper:
             same = kept.values.shape == weight.shape and kept.values.device == weight.device
             if not same or kept.values.dtype != torch.promote_types(weight.dtype, torch.float32):
                 kept = self.gathering = self._leaf = None
-        if not can_keep(tensors):
+        if not can_keep(tensors) or are_shared(tensors):
             return None
         if not tensors[0].requires_grad and any(one.requires_grad for one in tensors):
             return None

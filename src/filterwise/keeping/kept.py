@@ -33,6 +33,7 @@ __all__ = [
     "KeptWeight",
     "Made",
     "are_own",
+    "are_shared",
     "can_keep",
     "changed",
     "compute",
@@ -99,10 +100,11 @@ def can_keep(tensors: Sequence[Tensor]) -> bool:
 def are_own(tensors: Sequence[Tensor]) -> bool:
     """Tell whether these are a layer's own parameters and buffers, whose versions can be read.
 
-    Not where one was pruned, passed in by `functional_call`, is a shard or a replica, or was made
-    in inference mode.
+    Not where one was pruned, passed in by `functional_call`, is a shard (which may be flat or
+    empty) or a replica, or was made in inference mode.
     """
-    if type(tensors[0]) is not nn.Parameter or tensors[0].is_meta:
+    weight = tensors[0]
+    if type(weight) is not nn.Parameter or weight.is_meta or weight.dim() < 2 or not weight.numel():
         return False
     for tensor in tensors:
         if tensor.is_inference() or not tensor.is_leaf:
@@ -129,6 +131,11 @@ class Made(NamedTuple):
     """What the kernel's forward keeps for its backward."""
     marks: tuple[Mark, ...]
     """By which a change of the tensors is seen."""
+
+
+def are_shared(tensors: Sequence[Tensor]) -> bool:
+    """Tell whether another process may write into one of these: versions are counted in each."""
+    return any(t.device.type == "cpu" and t.untyped_storage().is_shared() for t in tensors)
 
 
 class KeptWeight:
