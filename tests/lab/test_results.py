@@ -11,6 +11,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from filterwise.lab.errors import LabError
 from filterwise.lab.results import Results, write_whole
@@ -168,6 +169,26 @@ def test_several_writers_lose_no_line(results):
     assert contents.complaints == ()
 
 
+def test_nobody_else_can_write_between_reading_and_renaming(results, monkeypatch):
+    results.add(record("bn"))
+    lock = FileLock(results.folder / ".locks" / "results.lock")
+    seen = []
+
+    def watched(function):
+        def wrapper(*arguments):
+            with pytest.raises(Timeout):
+                lock.acquire(timeout=0)
+            seen.append(function)
+            return function(*arguments)
+
+        return wrapper
+
+    monkeypatch.setattr(Results, "_lines", watched(Results._lines))
+    monkeypatch.setattr("filterwise.lab.results.write_whole", watched(write_whole))
+    results.add(record("gn"))
+    assert len(seen) == 2
+
+
 def test_a_run_is_claimed_once(results):
     other = Results(results.folder)
     with results.claim("one") as mine:
@@ -184,6 +205,9 @@ def test_a_run_is_claimed_once(results):
 def test_write_whole_replaces_and_leaves_nothing_beside(tmp_path):
     path = tmp_path / "page.html"
     write_whole(path, b"one")
-    write_whole(path, b"two")
+    with path.open("rb") as opened_before:
+        write_whole(path, b"two")
+        # Renamed over, not written into: who reads at this moment still has the whole old file.
+        assert opened_before.read() == b"one"
     assert path.read_bytes() == b"two"
     assert list(tmp_path.iterdir()) == [path]

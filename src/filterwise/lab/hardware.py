@@ -13,7 +13,7 @@ from filterwise.lab.settings import cores
 
 __all__ = ["hardware", "versions"]
 
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "scikit-learn", "pillow")
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "numba", "scikit-learn", "pillow")
 
 
 def versions() -> dict[str, str]:
