@@ -35,7 +35,7 @@ from filterwise.methods.weight_align import WeightAlign
 from filterwise.methods.weight_centering import WeightCentering
 from filterwise.methods.weight_normalization import WeightNormalization
 from filterwise.methods.weight_standardization import WeightStandardization
-from filterwise.optim import param_groups
+from filterwise.optim import clip_grad_adaptive_, param_groups
 from filterwise.recipe import Recipe
 from filterwise.report import FoldReport, FoldRow, Report, Row
 
@@ -66,6 +66,7 @@ __all__ = [
     "WeightNormalization",
     "WeightStandardization",
     "check",
+    "clip_grad_adaptive_",
     "convert_",
     "defer",
     "describe",

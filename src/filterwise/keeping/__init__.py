@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from filterwise.keeping.keeper import Keeper, Mode
 from filterwise.keeping.kept import Computation, are_own, are_shared, can_keep, compute
-from filterwise.keeping.window import Window, watch_steps
+from filterwise.keeping.window import Window, refuse_unfinished, watch_steps
 
 __all__ = [
     "Computation",
@@ -28,5 +28,6 @@ __all__ = [
     "are_shared",
     "can_keep",
     "compute",
+    "refuse_unfinished",
     "watch_steps",
 ]

@@ -20,14 +20,14 @@ from filterwise.errors import DeferralError
 from filterwise.keeping.kept import fill, pull_back
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Collection, Iterable
 
     from torch import Tensor
 
     from filterwise.keeping.gathered import GatheringWeight
     from filterwise.keeping.keeper import Keeper
 
-__all__ = ["Steps", "Window", "hand_over", "watch_steps"]
+__all__ = ["Steps", "Window", "hand_over", "refuse_unfinished", "watch_steps"]
 
 
 class Window:
@@ -161,14 +161,24 @@ def _owned(optimizer: torch.optim.Optimizer) -> set[int]:
 
 
 def _before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    if not Window.opened:
-        return
-    owned = _owned(optimizer)
+    refuse_unfinished(_owned(optimizer) if Window.opened else (), "an optimizer step")
+
+
+def refuse_unfinished(owned: Collection[int], what: str) -> None:
+    """Refuse what needs whole gradients while some of them are still gathered.
+
+    Args:
+        owned: Ids of the parameters that it concerns.
+        what: What it is, for the message.
+
+    Raises:
+        DeferralError: If a window that gathers for one of them is open.
+    """
     for window in list(Window.opened):
         for kept in window.gathering:
             if any(id(tensor) in owned for tensor in kept.tensors):
                 raise DeferralError(
-                    f"an optimizer step while {kept.label} holds the gathered gradient of"
+                    f"{what} while {kept.label} holds the gathered gradient of"
                     f" {kept.backwards} micro-batches: every micro-batch since the last step was"
                     " deferred. Run the last one outside defer(model), or close the window with"
                     " `with defer(model, enabled=False): pass` before clipping (under DDP only the"
