@@ -17,11 +17,13 @@ from filterwise.errors import (
     CheckpointWarning,
     ConversionError,
     DeferralError,
+    ExportError,
     FilterwiseWarning,
     FoldError,
     NormalizationWarning,
     RecipeError,
 )
+from filterwise.export import Comparison, ExportReport, export
 from filterwise.fold import fold, fold_report
 from filterwise.initialize import initialize_
 from filterwise.methods.centered_weight_normalization import CenteredWeightNormalization
@@ -44,10 +46,13 @@ __version__ = "0.1.0"
 __all__ = [
     "CenteredWeightNormalization",
     "CheckpointWarning",
+    "Comparison",
     "ConversionError",
     "DeferralError",
     "EquilibriumNormalization",
     "EquivariantWeightStandardization",
+    "ExportError",
+    "ExportReport",
     "FilterwiseWarning",
     "Finding",
     "FoldError",
@@ -70,6 +75,7 @@ __all__ = [
     "convert_",
     "defer",
     "describe",
+    "export",
     "fold",
     "fold_report",
     "functional",

@@ -8,6 +8,7 @@
     RuntimeError
         FoldError             a folded model that would not equal its original
         DeferralError         gathered gradients that cannot be handed over
+        ExportError           a file that cannot be written, or would compute something else
     UserWarning
         FilterwiseWarning
             CheckpointWarning     a checkpoint of another method, or of unknown options
@@ -20,6 +21,7 @@ __all__ = [
     "CheckpointWarning",
     "ConversionError",
     "DeferralError",
+    "ExportError",
     "FilterwiseWarning",
     "FoldError",
     "NormalizationWarning",
@@ -41,6 +43,10 @@ class FoldError(RuntimeError):
 
 class DeferralError(RuntimeError):
     """Gathered gradients cannot be handed over; no parameter has moved."""
+
+
+class ExportError(RuntimeError):
+    """A model cannot be exported, or its file would compute something else; no file is left."""
 
 
 class FilterwiseWarning(UserWarning):

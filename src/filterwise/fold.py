@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-__all__ = ["fold", "fold_report"]
+__all__ = ["fold", "fold_report", "fold_with_report"]
 
 logger = logging.getLogger("filterwise")
 
@@ -88,6 +88,13 @@ def fold_report(model: nn.Module, *, bn: bool = False, example_input: Any = None
     Arguments and errors are those of `fold`.
     """
     return _Folding(model, bn, example_input).run()[1]
+
+
+def fold_with_report(
+    model: nn.Module, *, bn: bool = False, example_input: Any = None
+) -> tuple[nn.Module, FoldReport]:
+    """Fold as `fold` does, and return the model and the report."""
+    return _Folding(model, bn, example_input).run()
 
 
 class _Folding:

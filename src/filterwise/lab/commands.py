@@ -23,7 +23,8 @@ __all__ = ["app"]
 
 app = typer.Typer(
     name="filterwise",
-    help="Weight-space normalization for PyTorch: compare recipes, inspect models, list methods.",
+    help="Weight-space normalization for PyTorch: compare recipes, inspect and export models, list"
+    " methods.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -162,6 +163,88 @@ def inspect(
             terminal.raw(json.dumps(inspection.to_dict(), indent=2, allow_nan=False, default=str))
         else:
             inspection.show(terminal)
+
+
+@app.command(
+    epilog="Example: filterwise export resnet18 --recipe gn+ws --to resnet18.onnx --size 64"
+)
+def export(
+    model: Annotated[
+        str, typer.Argument(help="A model of torchvision or timm, or package.module:factory.")
+    ],
+    to: Annotated[
+        str, typer.Option("--to", help="The file: its ending is .onnx, .pt2 or .safetensors.")
+    ],
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="What training saved: of torch.save (read with weights_only), or safetensors."
+            " Without one the weights are those the model comes with: random, if it is named."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str, typer.Option(help="What it was trained with; 'keep' takes the model as it comes.")
+    ] = "keep",
+    key: Annotated[
+        str | None,
+        typer.Option(help="Entry of the checkpoint to load, such as state_dict_ema."),
+    ] = None,
+    part: Annotated[
+        str | None,
+        typer.Option(help="A submodule to export in place of the model, such as backbone."),
+    ] = None,
+    classes: Annotated[int | None, typer.Option(help="Size of the classifier.")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="Input: 224 (side in pixels), or all but the batch: 3x16x112x112."),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Samples a call.")] = 1,
+    dynamic_batch: Annotated[
+        bool, typer.Option("--dynamic-batch", help="Let the file take any batch.")
+    ] = False,
+    opset: Annotated[int | None, typer.Option(help="ONNX operator set.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="float32, float16, bfloat16 or float64.")
+    ] = None,
+    merge_bn: Annotated[
+        bool | None,
+        typer.Option(
+            "--merge-bn/--keep-bn",
+            help="Merge BatchNorms into the layers before them.  [default: merged, but for"
+            " .safetensors, whose names are then those of the plain model]",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Fold a trained model, write it as ONNX, a torch.export program or tensors, and verify it.
+
+    The file is run (onnxruntime, the loaded program, the loaded tensors) and compared with the
+    converted model before it gets its name; the figures are printed.
+    """
+    terminal = Terminal()
+    with _one_line(terminal):
+        from filterwise.lab.exporting import ExportSettings, export_model
+
+        settings = ExportSettings(
+            model=model,
+            to=to,
+            recipe=fw.Recipe.parse(recipe),
+            checkpoint=checkpoint,
+            key=key,
+            part=part,
+            classes=classes,
+            size=size,
+            batch=batch,
+            dynamic_batch=dynamic_batch,
+            opset=opset,
+            precision=precision,
+            merge_bn=merge_bn,
+        )
+        exported = export_model(settings)
+        if as_json:
+            terminal.raw(json.dumps(exported.to_dict(), indent=2, allow_nan=False))
+        else:
+            exported.show(terminal)
 
 
 @app.command(epilog="Example: filterwise methods --json")

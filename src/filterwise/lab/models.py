@@ -18,19 +18,20 @@ from filterwise.lab.errors import LabError, UsageError, reason
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LAB", "find_model", "named_model"]
+__all__ = ["LAB", "find_model", "named_model", "picture_shape"]
 
 LAB = ("plain", "residual")
 """Names of the lab's own networks, which `filterwise.lab.nets` builds."""
 
 
-def find_model(name: str) -> tuple[nn.Module, str]:
+def find_model(name: str, classes: int | None = None) -> tuple[nn.Module, str]:
     """Find a model by the name that ``filterwise inspect`` takes.
 
     Args:
         name: A model of torchvision or, where that has none, of timm; or
             ``package.module:factory``, a function or class that is called without arguments. The
             current folder is searched for modules.
+        classes: Size of the classifier; None for the architecture's own.
 
     Returns:
         The model with random weights, and where it was found.
@@ -39,15 +40,38 @@ def find_model(name: str) -> tuple[nn.Module, str]:
         UsageError: If there is no such model, module or factory, naming the nearest.
         LabError: If it cannot be built.
     """
+    options: dict[str, Any] = {} if classes is None else {"num_classes": classes}
     if ":" in name:
+        if options:
+            raise UsageError(
+                "a factory is called without arguments, so --classes has no say in it."
+            )
         return _from_factory(name), f"{name}(), as its factory made it"
     if name in _torchvision_names():
-        return _of_torchvision(name), "torchvision"
+        return _of_torchvision(name, **options), "torchvision"
     if name in _timm_names():
         import timm
 
-        return _built(name, lambda: timm.create_model(name, pretrained=False)), "timm"
+        return _built(name, lambda: timm.create_model(name, pretrained=False, **options)), "timm"
     raise _unknown(name, "Own models are named as package.module:factory.")
+
+
+def picture_shape(name: str) -> tuple[int, ...] | None:
+    """Return channels, height and width that a named model's published weights take, if known."""
+    if ":" in name:
+        return None
+    if name in _torchvision_names():
+        from torchvision import models
+
+        try:
+            weights = models.get_model_weights(name)
+            return (3, *(int(weights["DEFAULT"].transforms().crop_size[0]),) * 2)
+        except (AttributeError, KeyError, TypeError, ValueError):  # detectors, segmenters, videos
+            return None
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    return None if config is None else tuple(config.input_size)
 
 
 def named_model(name: str, channels: int, classes: int) -> nn.Module:
