@@ -142,8 +142,9 @@ def test_a_wrong_recipe_of_inspect_is_told_before_the_model_is_built():
     assert "unknown norm or method" in message
 
 
-@pytest.mark.parametrize("command", ["compare", "inspect", "methods"])
-def test_help_shows_an_example_that_works_as_typed(command):
+@pytest.mark.parametrize("command", ["compare", "export", "inspect", "methods"])
+def test_help_shows_an_example_that_works_as_typed(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     result = call(command, "-h")
     assert result.exit_code == 0
     (example,) = re.findall(r"Example: filterwise (.+)", result.stdout)

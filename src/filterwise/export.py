@@ -198,6 +198,7 @@ def export(
         arguments = _batch_of(arguments, max(2, len(arguments[0])))
     methods = describe(model)
     with verify.evaluating(model), warnings.catch_warnings():
+        _try(model, arguments)
         warnings.filterwarnings("ignore", "nothing to fold", FilterwiseWarning)
         plain, folded = fold_with_report(
             model, bn=kind != "safetensors" if bn is None else bn, example_input=arguments
@@ -243,6 +244,17 @@ def _checked(example_input: Any) -> tuple[Tensor, ...]:
         kinds = ", ".join(type(one).__name__ for one in arguments) or "nothing"
         raise ExportError(f"example_input must be a tensor or a tuple of tensors, got {kinds}")
     return arguments
+
+
+def _try(model: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+    try:
+        model(*arguments)
+    except Exception as error:  # the model's own code
+        shapes = ", ".join("x".join(map(str, one.shape)) for one in arguments)
+        words = " ".join(str(error).split())[:300]
+        raise ExportError(
+            f"the model does not run on example_input ({shapes}): {type(error).__name__}: {words}"
+        ) from error
 
 
 def _precision(model: nn.Module) -> torch.dtype:

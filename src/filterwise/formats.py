@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import copy
 import importlib
+import io
 import json
 import logging
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -115,7 +116,8 @@ def _quiet() -> Iterator[None]:
     try:
         for logger, _ in loggers:
             logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
+        # A failing export prints the whole graph.
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

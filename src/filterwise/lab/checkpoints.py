@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+import re
 import warnings
 from collections import OrderedDict
 from dataclasses import dataclass, field
@@ -72,9 +73,12 @@ def read(path: str, key: str | None = None) -> Checkpoint:
         with torch.serialization.safe_globals([argparse.Namespace]):
             loaded = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        words = reason(error).split("Please file an issue")[0]
+        # Torch's own text advises to run the code all the same.
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        if named is None:
+            raise LabError(f"{path} cannot be read as a checkpoint: it is none, or torn.") from None
         raise LabError(
-            f"{path} holds more than tensors, and code in it is not run: {words[:300].strip()} Save"
+            f"{path} holds more than tensors ({named[1]}), and code in it is not run; save"
             " model.state_dict() alone."
         ) from None
     except (OSError, RuntimeError, EOFError, ValueError) as error:

@@ -165,9 +165,7 @@ def inspect(
             inspection.show(terminal)
 
 
-@app.command(
-    epilog="Example: filterwise export resnet18 --recipe gn+ws --to resnet18.onnx --size 64"
-)
+@app.command(epilog="Example: filterwise export resnet18 --recipe gn+ws --to resnet18.onnx")
 def export(
     model: Annotated[
         str, typer.Argument(help="A model of torchvision or timm, or package.module:factory.")

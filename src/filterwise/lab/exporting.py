@@ -157,22 +157,18 @@ def export_model(settings: ExportSettings) -> Exported:
             opset=settings.opset,
             dynamic_batch=settings.dynamic_batch,
         )
-    except FoldError as error:
+    except (FoldError, ExportError) as error:
         raise LabError(_readable(error, settings)) from None
-    except ExportError as error:
-        raise LabError(f"{error}.") from None
     return Exported(settings, origin, report, (*notes, *report.notes))
 
 
-def _readable(error: FoldError, settings: ExportSettings) -> str:
-    words = " ".join(str(error).split())
+def _readable(error: Exception, settings: ExportSettings) -> str:
+    words = " ".join(str(error).split()).rstrip(".") + "."
     if "does not run on example_input" not in words:
         return words
-    words = words.split(" Give a tensor")[0]
     return (
-        f"{words} --size sets the input, and --part exports a submodule, such as the backbone of a"
-        f" detector (here: --size {settings.size or 'not given'}, --part"
-        f" {settings.part or 'not given'})."
+        f"{words} --size sets the input (here: {settings.size or 'not given'}), and --part exports"
+        f" a submodule, such as the backbone of a detector (here: {settings.part or 'not given'})."
     )
 
 
