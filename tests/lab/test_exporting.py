@@ -37,7 +37,7 @@ class Detector(nn.Module):
         self.small = Small()
 
     def forward(self, pictures):
-        return [self.small(picture["image"][None]) for picture in pictures]
+        return [self.small(picture.get("image")[None]) for picture in pictures]
 
 def ready():
     import filterwise as fw
