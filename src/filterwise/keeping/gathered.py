@@ -115,7 +115,8 @@ class GatheringWeight(KeptWeight):
         weight = self.tensors[0]
         if first:
             self.learned = self.learns()
-            self._guards.append(weight.register_hook(self._step_aside))
+            if self.learned[0]:  # it may have been frozen since the forward
+                self._guards.append(weight.register_hook(self._step_aside))
             window = self.window
             if window is not None:
                 self._holds = window
@@ -162,6 +163,7 @@ class GatheringWeight(KeptWeight):
         if any(one._seen_version == gradient._version for one in others):
             self._see(gradient)
         elif not bool(gradient.any()):
+            self._zero_the_others()
             self._forget()
             return None
         elif self._shown is not None:
@@ -169,19 +171,32 @@ class GatheringWeight(KeptWeight):
         self._see(gradient)
         return self._sum
 
+    def _zero_the_others(self) -> None:
+        """Give gain and offset the zeros that `zero_grad` would have left of their part."""
+        for tensor, learned in zip(self.tensors[1:], self.learned[1:], strict=True):
+            if learned and tensor.grad is None:
+                tensor.grad = torch.zeros_like(tensor)
+
     def _step_aside(self, gradient: Tensor) -> None:
         """Make way for a gradient that reaches the raw weight by another path."""
         del gradient
         weight = self.tensors[0]
-        if not adds_up(torch.autograd.graph.get_gradient_edge(weight).node):
+        if self._sum is None:  # dropped by another's guard just now
             return
-        self._awaits = True
-        if len(self._guards) == 1:
-            note = partial(_note, weakref.ref(self))
-            self._guards.append(weight.register_post_accumulate_grad_hook(note))
-        if self._shown is not None and weight.grad is self._shown:
-            weight.grad = None
-        self._shown = None
+        if _is_asked_for(weight):
+            return
+        everybody = [self, *self._others()]
+        if not any(one._awaits for one in everybody):
+            # What `zero_grad` has dropped must be seen now: the next gradient would hide it.
+            everybody = [one for one in everybody if one.gathered() is not None]
+        for one in everybody:
+            one._awaits = True
+            if len(one._guards) == 1:
+                note = partial(_note, weakref.ref(one))
+                one._guards.append(weight.register_post_accumulate_grad_hook(note))
+            if one._shown is not None and weight.grad is one._shown:
+                weight.grad = None
+            one._shown = None
 
     def note(self, gradient: Tensor | None) -> None:
         """Take the raw weight's gradient as it is: autograd has added to it."""
@@ -275,6 +290,19 @@ def _note(kept: weakref.ref[GatheringWeight], weight: Tensor) -> None:
     owner = kept()
     if owner is not None:
         owner.note(weight.grad)
+
+
+def _is_asked_for(leaf: Tensor) -> bool:
+    """Tell, in a hook on a leaf, whether `autograd.grad` asks for its gradient and adds nothing.
+
+    Autograd does not say yes to the node that a backward starts with, but it objects to the leaves
+    that it hands gradients of.
+    """
+    try:
+        torch._C._will_engine_execute_node(torch.autograd.graph.get_gradient_edge(leaf).node)
+    except RuntimeError:
+        return True
+    return False
 
 
 def adds_up(node: Any) -> bool:

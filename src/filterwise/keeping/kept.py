@@ -210,20 +210,36 @@ def changed(marks: Iterable[Mark]) -> int | None:
 
 
 def fill(many: Iterable[KeptWeight]) -> None:
-    """Compute kept weights: one kernel call for all layers of a device and kernel."""
+    """Compute kept weights: one kernel call for all layers of a device and kernel.
+
+    Where nothing that a kept weight is computed from has changed, the same numbers are written
+    again (a write through ``.data`` is not seen); graphs that saved them stay valid, so their
+    version stays.
+    """
     calls: dict[tuple[Kernel, torch.device], list[KeptWeight]] = {}
-    with torch.inference_mode(False), torch.no_grad():
-        for kept in many:
-            if kept.layer is None:
-                kept.values.copy_(compute(kept.how, kept.tensors))
-                kept.seal(None)
-            else:
-                calls.setdefault((kept.how.kernel, kept.values.device), []).append(kept)
+    done: list[tuple[KeptWeight, Any]] = []
+    same: list[Tensor] = []
+    for kept in many:
+        if kept.serves(kept.tensors):
+            same.append(kept.values)
+        kernel = kept.how.kernel if kept.layer is not None else "eager"
+        calls.setdefault((kernel, kept.values.device), []).append(kept)
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        torch.autograd._unsafe_preserve_version_counter(tuple(same)),
+    ):
         for (kernel, _), group in calls.items():
-            layers = [kept.layer for kept in group if kept.layer is not None]
-            saved = kernels.forward(layers, [kept.values for kept in group], kernel)
-            for kept, statistics in zip(group, saved, strict=True):
-                kept.seal(statistics)
+            family = [(kept, kept.layer) for kept in group if kept.layer is not None]
+            outs = [kept.values for kept, _ in family]
+            saved = kernels.forward([layer for _, layer in family], outs, kernel)
+            done += zip([kept for kept, _ in family], saved, strict=True)
+            for kept in group:
+                if kept.layer is None:
+                    kept.values.copy_(compute(kept.how, kept.tensors))
+                    done.append((kept, None))
+    for kept, statistics in done:
+        kept.seal(statistics)
 
 
 def pull_back(
