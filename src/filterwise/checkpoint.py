@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from filterwise.errors import CheckpointWarning
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import nn
 
     from filterwise.methods.method import Method
@@ -86,20 +88,56 @@ def compare_options(metadata: dict[str, Any], method: Method) -> str | None:
 
 
 def add_load_hook(model: nn.Module) -> None:
-    """Let a converted model say, once a load, where a checkpoint's options differ."""
+    """Let a converted model say, once a load, where a checkpoint's options differ.
+
+    A part of it says so too, if it is loaded by itself.
+    """
     model.register_load_state_dict_post_hook(_say_what_differs)
+    parts = dict.fromkeys(
+        part
+        for name, module in model.named_modules()
+        if "_filterwise" in module.__dict__
+        for part in _ancestors(model, name)
+    )
+    for part in parts:
+        if part is not model:
+            part.register_load_state_dict_post_hook(_say_of_a_part)
+
+
+def _ancestors(model: nn.Module, name: str) -> Iterator[nn.Module]:
+    """Yield the module of that name and all that it lies in."""
+    words = name.split(".")
+    for length in range(len(words) + 1):
+        yield model.get_submodule(".".join(words[:length]))
 
 
 def remove_load_hook(model: nn.Module) -> None:
     """Take that hook off again, also from a copy of the model."""
     for module in model.modules():
         hooks = module._load_state_dict_post_hooks
-        for key in [key for key, hook in hooks.items() if hook is _say_what_differs]:
+        for key in [
+            key for key, hook in hooks.items() if hook in (_say_what_differs, _say_of_a_part)
+        ]:
             del hooks[key]
+
+
+def _say_of_a_part(part: nn.Module, incompatible_keys: object) -> None:
+    """Speak where a part was loaded by itself: its layers were then loaded under their names."""
+    del incompatible_keys
+    for name, module in part.named_modules():
+        state = module.__dict__.get("_filterwise")
+        if state is not None and state.loaded:
+            if state.loaded_as == (f"{name}." if name else ""):
+                _say(part)
+            return
 
 
 def _say_what_differs(model: nn.Module, incompatible_keys: object) -> None:
     del incompatible_keys
+    _say(model)
+
+
+def _say(model: nn.Module) -> None:
     found: dict[str, list[str]] = {}
     absent: dict[str, None] = {}
     layers = 0
@@ -121,4 +159,4 @@ def _say_what_differs(model: nn.Module, incompatible_keys: object) -> None:
     if absent:
         words.append(f"The checkpoint has no {', '.join(absent)}: initial values were taken.")
     words.append("Raw weights were loaded as they are.")
-    warnings.warn(" ".join(words), CheckpointWarning, stacklevel=4)
+    warnings.warn(" ".join(words), CheckpointWarning, stacklevel=5)

@@ -73,6 +73,10 @@ def keep_weights(model: nn.Module, enabled: bool) -> None:
     On, a forward without gradient in evaluation mode keeps each layer's effective weight until
     anything that it depends on changes; that costs one copy of the converted weights. Off, it is
     computed at every forward, and what was kept is freed. `defer` keeps weights either way.
+
+    A write through ``.data`` or numpy between two such forwards cannot be seen; call
+    ``keep_weights(model, False)`` where weights are moved that way. Replacing ``.data``, loading,
+    moving, a change of mode and the steps of every torch optimizer are seen.
     """
     for _, module in host.converted(model):
         state = host.state_of(module)

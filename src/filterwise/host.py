@@ -150,6 +150,7 @@ class Hosted(nn.Module):
             if prefix + name in missing_keys:
                 missing_keys.remove(prefix + name)
         _start(self, absent)
+        state.loaded_as = prefix
         state.loaded = checkpoint.compare_options(local_metadata, state.method)
         state.absent = tuple(absent)
 
@@ -193,11 +194,25 @@ def _hosted_class(base: type[nn.Module]) -> type[nn.Module]:
 
 
 def _forward_convolution(self: Any, input: Tensor) -> Tensor:
-    return self._conv_forward(input, effective_weight(self, input), self.bias)
+    weight = effective_weight(self, input, _dtype_of_use(self.weight))
+    return self._conv_forward(input, weight, self.bias)
+
+
+def _dtype_of_use(weight: Tensor) -> torch.dtype:
+    """Return the dtype that torch's own layers compute with: under autocast it is not the weight's.
+
+    Writing the effective weight in it saves autocast a pass over the weight, and in the backward
+    another.
+    """
+    dtype, device = weight.dtype, weight.device.type
+    if torch.compiler.is_compiling() or dtype == torch.float64:
+        return dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
 
 
 def _forward_linear(self: Any, input: Tensor) -> Tensor:
-    return functional.linear(input, effective_weight(self, input), self.bias)
+    weight = effective_weight(self, input, _dtype_of_use(self.weight))
+    return functional.linear(input, weight, self.bias)
 
 
 def _forward_transposed(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -210,7 +225,7 @@ def _forward_transposed(self: Any, input: Tensor, output_size: list[int] | None 
         functional.conv_transpose2d,
         functional.conv_transpose3d,
     )[spatial - 1]
-    weight = effective_weight(self, input)
+    weight = effective_weight(self, input, _dtype_of_use(self.weight))
     return convolve(
         input,
         weight,

@@ -45,6 +45,7 @@ class HostState:
         adds_bias: Whether the method gave the layer a bias it did not have.
         assigning: True while a checkpoint is loaded, when the raw weight may be a new parameter.
         loaded: What the last load found in place of these options, until it was said.
+        loaded_as: The layer's prefix in that load.
         absent: What it did not find of the method's parameters and buffers, likewise.
         looked: Modes in which an EquiNorm layer's first batch was looked at.
         sharded: Whether the raw weight was ever a shard of FSDP, which cannot be kept.
@@ -62,6 +63,7 @@ class HostState:
     adds_bias: bool = False
     assigning: bool = False
     loaded: str | None = None
+    loaded_as: str = ""
     absent: tuple[str, ...] = ()
     looked: set[str] = field(default_factory=set)
     sharded: bool = False
@@ -133,31 +135,36 @@ def inputs_of(module: nn.Module) -> tuple[Tensor, ...]:
     return tuple(tensors)
 
 
-def effective_weight(module: nn.Module, input: Tensor | None = None) -> Tensor:
+def effective_weight(
+    module: nn.Module, input: Tensor | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
     """Return what a converted layer computes with, as part of the graph.
 
     Args:
         module: A converted layer.
         input: The layer's input. Only EquiNorm in training reads it (and then updates its running
             mean); in evaluation, or without an input, EquiNorm takes the running mean.
+        dtype: What it will be used in, written at once where it can be; None is the raw weight's.
 
     Returns:
-        Tensor of the raw weight's shape, dtype and strides. Inside `defer`, and without gradient in
+        Tensor of the raw weight's shape and strides. Inside `defer`, and without gradient in
         evaluation, it is a kept weight, which the next step may write over: clone it to keep it.
     """
     state = state_of(module)
     tensors = inputs_of(module)
-    held = _held(module, state, tensors)
+    held = _held(module, state, tensors, dtype)
     if held is not None:
         return held
     method = state.method
     if isinstance(method, EquilibriumNormalization):
         gain = getattr(module, state.name("gain")) if method.has_gain else None
         return balance.effective_weight(module, method, tensors[0], gain, input)
-    return compute(Computation(method, state.layout, state.kernel), tensors)
+    return compute(Computation(method, state.layout, state.kernel), tensors, dtype)
 
 
-def _held(module: nn.Module, state: HostState, tensors: tuple[Tensor, ...]) -> Tensor | None:
+def _held(
+    module: nn.Module, state: HostState, tensors: tuple[Tensor, ...], dtype: torch.dtype | None
+) -> Tensor | None:
     """Return the kept weight where one may be used; None asks for the ordinary way."""
     if torch.compiler.is_compiling():  # versions and addresses cannot be guarded in a graph
         return None
@@ -173,4 +180,4 @@ def _held(module: nn.Module, state: HostState, tensors: tuple[Tensor, ...]) -> T
     first = state.method.uses_input and "evaluation" not in state.looked
     if first or not can_keep(tensors):
         return None
-    return keeper_of(module).at_rest(tensors)
+    return keeper_of(module).at_rest(tensors, dtype)

@@ -157,25 +157,30 @@ class GatheringWeight(KeptWeight):
                 self._awaits = False
                 self._show()
                 return self._sum
-            self._forget()
+            self._dropped(to_none=True)
             return None
         others = [one for one in self._others() if one._seen is gradient]
         if any(one._seen_version == gradient._version for one in others):
             self._see(gradient)
         elif not bool(gradient.any()):
-            self._zero_the_others()
-            self._forget()
+            self._dropped(to_none=False)
             return None
         elif self._shown is not None:
             self._rescaled = True
         self._see(gradient)
         return self._sum
 
-    def _zero_the_others(self) -> None:
-        """Give gain and offset the zeros that `zero_grad` would have left of their part."""
-        for tensor, learned in zip(self.tensors[1:], self.learned[1:], strict=True):
-            if learned and tensor.grad is None:
-                tensor.grad = torch.zeros_like(tensor)
+    def _dropped(self, *, to_none: bool) -> None:
+        """Forget what `zero_grad` has dropped, of every layer on the raw weight.
+
+        They forget at once, since a gradient that comes next would hide that from the others. Gain
+        and offset get the zeros that would have been left of their part.
+        """
+        for one in (self, *self._others()):
+            for tensor, learned in zip(one.tensors[1:], one.learned[1:], strict=True):
+                if learned and not to_none and tensor.grad is None:
+                    tensor.grad = torch.zeros_like(tensor)
+            one._forget()
 
     def _step_aside(self, gradient: Tensor) -> None:
         """Make way for a gradient that reaches the raw weight by another path."""
@@ -185,11 +190,10 @@ class GatheringWeight(KeptWeight):
             return
         if _is_asked_for(weight):
             return
-        everybody = [self, *self._others()]
-        if not any(one._awaits for one in everybody):
-            # What `zero_grad` has dropped must be seen now: the next gradient would hide it.
-            everybody = [one for one in everybody if one.gathered() is not None]
-        for one in everybody:
+        # What `zero_grad` has dropped must be seen now: the next gradient would hide it.
+        if not self._awaits and self.gathered() is None:
+            return
+        for one in (self, *self._others()):
             one._awaits = True
             if len(one._guards) == 1:
                 note = partial(_note, weakref.ref(one))

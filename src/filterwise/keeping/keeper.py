@@ -56,7 +56,7 @@ class Keeper:
         self.window: Window | None = None
         self.gathering: GatheringWeight | None = None
         self._leaf: Tensor | None = None
-        self._resting: tuple[KeptWeight, int] | None = None
+        self._resting: tuple[KeptWeight, tuple[object, ...]] | None = None
 
     def _is_own(self, tensors: Sequence[Tensor]) -> bool:
         own = self.own
@@ -86,23 +86,25 @@ class Keeper:
         if self.gathering is not None:
             hand_over([self.gathering])
 
-    def at_rest(self, tensors: Sequence[Tensor]) -> Tensor | None:
+    def at_rest(self, tensors: Sequence[Tensor], dtype: torch.dtype | None = None) -> Tensor | None:
         """Return the weight kept in evaluation, computed anew where it is stale.
 
         None where it must not be kept, since another process may write into what it is made from.
         """
-        resting = self._resting
-        if resting is not None and resting[1] == Steps.count and resting[0].serves(tensors):
+        weight, resting = tensors[0], self._resting
+        dtype = dtype or weight.dtype
+        # What one stream of a GPU computes another may not read without waiting for it.
+        moment = (Steps.count, dtype, _stream(weight.device))
+        if resting is not None and resting[1] == moment and resting[0].serves(tensors):
             return resting[0].values
         if are_shared(tensors):
             self._resting = None
             return None
         watch_steps()
-        steps = Steps.count
-        kept = KeptWeight(self.how, tensors, tensors[0].dtype)
+        kept = KeptWeight(self.how, tensors, dtype)
         fill([kept])
         # Put in place whole: another thread may be evaluating the same layer.
-        self._resting = (kept, steps)
+        self._resting = (kept, moment)
         return kept.values
 
     def without_gradient(self, tensors: Sequence[Tensor]) -> Tensor | None:
@@ -201,6 +203,10 @@ class Keeper:
             self._leaf = kept.make_leaf()
         kept.enter(window, self.label, tensors)
         return kept
+
+
+def _stream(device: torch.device) -> int:
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
 class _HandOver(torch.autograd.Function):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from filterwise import kernel as kernels
 from filterwise.kernel import Layer
@@ -54,12 +55,15 @@ class Computation(NamedTuple):
     """Which implementation computes it."""
 
 
-def compute(how: Computation, tensors: Sequence[Tensor]) -> Tensor:
+def compute(
+    how: Computation, tensors: Sequence[Tensor], dtype: torch.dtype | None = None
+) -> Tensor:
     """Compute an effective weight the ordinary way, as part of the graph.
 
     Args:
         how: The method, the filters' layout and the kernel.
         tensors: Raw weight; gain and offset where there are any; then EquiNorm's statistics.
+        dtype: The effective weight's, where the method is of the family; None is the weight's.
     """
     method = how.method
     if isinstance(method, EquilibriumNormalization):
@@ -69,7 +73,7 @@ def compute(how: Computation, tensors: Sequence[Tensor]) -> Tensor:
         return method.effective(weight, rest[0], gain, geometry_factor=factor)
     assert isinstance(method, WeightMethod)
     weight, gain, offset = _roles(method, tensors)
-    return method.effective(weight, how.layout, gain, offset, how.kernel)
+    return method.effective(weight, how.layout, gain, offset, how.kernel, dtype)
 
 
 def _roles(
@@ -227,7 +231,7 @@ def fill(many: Iterable[KeptWeight]) -> None:
     with (
         torch.inference_mode(False),
         torch.no_grad(),
-        torch.autograd._unsafe_preserve_version_counter(tuple(same)),
+        _unsafe_preserve_version_counter(tuple(same)),
     ):
         for (kernel, _), group in calls.items():
             family = [(kept, kept.layer) for kept in group if kept.layer is not None]

@@ -35,12 +35,14 @@ class Window:
 
     Attributes:
         opened: All windows that are open.
+        filled: Those whose effective weights no step has made stale since they were computed.
         members: The layers of the model that take part.
         generation: Grows whenever the window closes; a kept weight of another one has served.
         at_end: What is to be done once when the window closes.
     """
 
     opened: ClassVar[weakref.WeakSet[Window]] = weakref.WeakSet()
+    filled: ClassVar[weakref.WeakSet[Window]] = weakref.WeakSet()
 
     def __init__(self) -> None:
         """Start closed, without members."""
@@ -53,6 +55,7 @@ class Window:
     def fill(self) -> None:
         """Compute the effective weights of all members that need it, in one call."""
         Window.opened.add(self)
+        Window.filled.add(self)
         stale = [keeper.prepare(self) for keeper in self.members if keeper.window is self]
         fill([kept for kept in stale if kept is not None])
 
@@ -178,10 +181,17 @@ def _before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 
 def _after_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
     Steps.count += 1
-    if not Window.opened:
+    if not Window.filled:
         return
     owned = _owned(optimizer)
-    for window in list(Window.opened):
+    for window in list(Window.filled):
+        fresh = False
         for kept in {keeper.gathering: None for keeper in window.members}:
-            if kept is not None and any(id(tensor) in owned for tensor in kept.tensors):
+            if kept is None or kept.spoiled:
+                continue
+            if any(id(tensor) in owned for tensor in kept.tensors):
                 kept.spoiled = True
+            else:
+                fresh = True
+        if not fresh:
+            Window.filled.discard(window)

@@ -115,6 +115,7 @@ class EquivariantWeightStandardization(WeightMethod):
         gain: Tensor | None = None,
         offset: Tensor | None = None,
         kernel: Kernel = "auto",
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
         """Compute the effective weight: the family's rows are cells, gathered by their size."""
         del gain, offset
@@ -126,7 +127,7 @@ class EquivariantWeightStandardization(WeightMethod):
             family = self.family(cells.shape[1])
             done = standardize(cells, family, FilterLayout(), kernel=kernel)
             out = out.index_copy(0, members.flatten(), done.flatten())
-        return torch.empty_like(weight).copy_(out.view(weight.shape))
+        return torch.empty_like(weight, dtype=dtype).copy_(out.view(weight.shape))
 
 
 def _nested(values: Any) -> Any:
