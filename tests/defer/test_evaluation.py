@@ -368,7 +368,7 @@ def test_streams_of_a_gpu_do_not_share_what_is_kept(monkeypatch):
     model = network().eval()
     before = at_rest(model.first)
     assert at_rest(model.first) is before
-    monkeypatch.setattr(keeper, "_stream", lambda device: 7)
+    monkeypatch.setattr(keeper, "_stream", lambda _: 7)
     assert at_rest(model.first) is not before
 
 
