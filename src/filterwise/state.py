@@ -170,9 +170,9 @@ def _held(
         return None
     keeper = state.keeper
     if torch.is_grad_enabled():
-        return None if keeper is None else keeper.with_gradient(tensors)
+        return None if keeper is None else keeper.with_gradient(tensors, dtype)
     if keeper is not None:
-        held = keeper.without_gradient(tensors)
+        held = keeper.without_gradient(tensors, dtype)
         if held is not None:
             return held
     if module.training or not state.keeps or state.sharded:

@@ -58,6 +58,7 @@ class GatheringWeight(KeptWeight):
         self._awaits = False
         self._guards: list[Any] = []
         self._leaf: weakref.ref[Tensor] | None = None
+        self._cast: tuple[Tensor, int] | None = None
         self._window: weakref.ref[Window] | None = None
         self._generation = 0
         self._holds: Window | None = None
@@ -71,6 +72,22 @@ class GatheringWeight(KeptWeight):
             leaf.register_post_accumulate_grad_hook(partial(_gathered, weakref.ref(self)))
         self._leaf = weakref.ref(leaf)
         return leaf
+
+    def seal(self, statistics: Any) -> None:
+        """Note what it was computed from; what was cast before is of no use."""
+        super().seal(statistics)
+        self._cast = None
+
+    def in_dtype(self, dtype: torch.dtype) -> Tensor:
+        """Return it in the dtype of a convolution, cast once for all micro-batches."""
+        if dtype == self.values.dtype:
+            return self.values
+        held = self._cast
+        if held is None or held[0].dtype != dtype or held[0]._version != held[1]:
+            with torch.inference_mode(False), torch.no_grad():
+                cast = self.values.to(dtype)
+            held = self._cast = (cast, cast._version)
+        return held[0]
 
     def enter(self, window: Window, label: str, tensors: Sequence[Tensor]) -> None:
         """Get ready to be filled for a window."""

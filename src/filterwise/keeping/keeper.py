@@ -107,7 +107,9 @@ class Keeper:
         self._resting = (kept, moment)
         return kept.values
 
-    def without_gradient(self, tensors: Sequence[Tensor]) -> Tensor | None:
+    def without_gradient(
+        self, tensors: Sequence[Tensor], dtype: torch.dtype | None = None
+    ) -> Tensor | None:
         """Return the window's weight for a forward without gradient; None where it has none."""
         kept = self.gathering
         if (kept is None and self.mode == "ordinary") or not self._is_own(tensors) or is_watched():
@@ -118,9 +120,11 @@ class Keeper:
             kept = self._filled()
         elif self.mode != "defer" and torch._C._current_graph_task_id() != -1:
             self._close_with_the_outer_backward(kept)
-        return None if kept is None else kept.values.to(tensors[0].dtype)
+        return None if kept is None else kept.in_dtype(dtype or tensors[0].dtype)
 
-    def with_gradient(self, tensors: Sequence[Tensor]) -> Tensor | None:
+    def with_gradient(
+        self, tensors: Sequence[Tensor], dtype: torch.dtype | None = None
+    ) -> Tensor | None:
         """Return what a forward with gradient computes with; None asks for the ordinary way.
 
         Raises:
@@ -136,21 +140,24 @@ class Keeper:
                 hand_over([kept])
         elif kept is None or not kept.is_open or not kept.is_unchanged():
             if mode == "ordinary":
-                return self._recomputed(kept, tensors)
+                return self._recomputed(kept, tensors, dtype)
             kept = self._filled()
             if kept is None:
                 return None
         weight = tensors[0]
+        dtype = dtype or weight.dtype
         if not weight.requires_grad:
             learns = any(tensor.requires_grad for tensor in tensors)
-            return None if learns else kept.values.to(weight.dtype)
+            return None if learns else kept.in_dtype(dtype)
         if mode == "defer":
-            return self._on_leaf(weight)
+            return self._on_leaf(kept, dtype)
         if torch._C._current_graph_task_id() != -1:
             self._close_with_the_outer_backward(kept)
-        return _HandOver.apply(kept, *tensors)
+        return _HandOver.apply(kept, dtype, *tensors)
 
-    def _recomputed(self, kept: GatheringWeight | None, tensors: Sequence[Tensor]) -> Tensor | None:
+    def _recomputed(
+        self, kept: GatheringWeight | None, tensors: Sequence[Tensor], dtype: torch.dtype | None
+    ) -> Tensor | None:
         """Serve a checkpoint that repeats a forward of a window that has closed meanwhile."""
         if kept is None:
             return None
@@ -158,7 +165,7 @@ class Keeper:
             kept.retired = True
         if kept.retired or not kept.is_unchanged() or not tensors[0].requires_grad:
             return None
-        return _HandOver.apply(kept, *tensors)
+        return _HandOver.apply(kept, dtype or tensors[0].dtype, *tensors)
 
     def _close_with_the_outer_backward(self, kept: GatheringWeight) -> None:
         """Let a forward that is repeated inside a backward not end the window with its own."""
@@ -174,11 +181,11 @@ class Keeper:
         kept = self.gathering
         return kept if kept is not None and kept.is_open and kept.is_unchanged() else None
 
-    def _on_leaf(self, weight: Tensor) -> Tensor:
+    def _on_leaf(self, kept: GatheringWeight, dtype: torch.dtype) -> Tensor:
         leaf = self._leaf
         assert leaf is not None
-        if leaf.dtype != weight.dtype:
-            return leaf.to(weight.dtype)
+        if leaf.dtype != dtype:
+            return _Cast.apply(leaf, kept, dtype)
         # Autocast keeps its casts of leaves while it lasts, longer than a window may.
         if torch.is_autocast_enabled(leaf.device.type):
             return leaf.view_as(leaf)
@@ -209,6 +216,20 @@ def _stream(device: torch.device) -> int:
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
+class _Cast(torch.autograd.Function):
+    """The kept weight in the dtype of the convolution; its gradient is added up in the leaf's."""
+
+    @staticmethod
+    def forward(ctx: Any, leaf: Tensor, kept: GatheringWeight, dtype: torch.dtype) -> Tensor:
+        del ctx, leaf
+        return kept.in_dtype(dtype).detach()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        del ctx
+        return gradients[0].to(torch.promote_types(gradients[0].dtype, torch.float32)), None, None
+
+
 class _HandOver(torch.autograd.Function):
     """The kept weight as a function of raw weight and gain, whose backward takes the sum along.
 
@@ -217,10 +238,11 @@ class _HandOver(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, kept: GatheringWeight, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, kept: GatheringWeight, dtype: torch.dtype, *tensors: Tensor) -> Tensor:
+        del tensors
         ctx.kept, ctx.made = kept, kept.made
         ctx.repeated = torch._C._current_graph_task_id() != -1
-        return kept.values.detach().to(tensors[0].dtype)
+        return kept.in_dtype(dtype).detach()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -243,7 +265,7 @@ class _HandOver(torch.autograd.Function):
                     one if one is None or more is None else one + more
                     for one, more in zip(found, constant, strict=True)
                 )
-            return None, *found
+            return None, None, *found
         if owned is not None:
             gradient = owned.add_(gradient)
-        return None, *pull_back([(made, gradient)], in_place=owned is not None)[0]
+        return None, None, *pull_back([(made, gradient)], in_place=owned is not None)[0]
