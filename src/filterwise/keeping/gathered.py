@@ -232,10 +232,10 @@ class GatheringWeight(KeptWeight):
     def is_hooked(self) -> bool:
         """Whether somebody else's hooks wait for gradients of what it is made from."""
         for tensor in self.tensors:
-            if tensor._backward_hooks or tensor._post_accumulate_grad_hooks:
+            before, after = tensor._backward_hooks, tensor._post_accumulate_grad_hooks
+            if before or after:
                 own = len(self._guards) if tensor is self.tensors[0] else 0
-                hooks = (tensor._backward_hooks, tensor._post_accumulate_grad_hooks)
-                if sum(len(one) for one in hooks if one) > own:
+                if len(before or ()) + len(after or ()) > own:
                     return True
         return False
 

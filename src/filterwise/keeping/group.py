@@ -35,13 +35,27 @@ class HandedOver(NamedTuple):
 
     kept: GatheringWeight
     made: Made
+    written: int
+    """The version of the kept weight's values."""
     learned: tuple[bool, ...]
     output: Tensor
 
-    def serves(self) -> bool:
-        """Tell whether it still is what the layer is to compute with."""
-        kept = self.kept
-        return kept.is_unchanged() and kept.made is self.made and kept.learns() == self.learned
+    def serves(self, tensors: Sequence[Tensor]) -> bool:
+        """Tell whether it still is what a layer with these tensors is to compute with."""
+        kept, made, written, learned, _ = self
+        if kept.made is not made or kept.spoiled or kept.values._version != written:
+            return False
+        if len(tensors) != len(made.marks):
+            return False
+        rows = zip(tensors, made.marks, learned, strict=True)
+        for tensor, (known, version, address, strides), learns in rows:
+            if tensor is not known or tensor._version != version:
+                return False
+            if tensor.data_ptr() != address or tensor.stride() != strides:
+                return False
+            if tensor.requires_grad is not learns:
+                return False
+        return True
 
 
 class Group:
@@ -68,7 +82,8 @@ class Group:
             [kept.values for kept in self.members],
             self.members[0].how.kernel,
         )
-        self._is_given_up = False
+        self._learned = [kept.learns() for kept in self.members]
+        self._is_given_up = self._is_fresh = False
 
     def stands(self, window: Window) -> bool:
         """Tell whether it can be filled again: everything is where it was, nothing is gathered."""
@@ -90,8 +105,8 @@ class Group:
             saved = self._call.forward()
         for kept, statistics in zip(self.members, saved, strict=True):
             kept.enter(window)
-            kept.seal(statistics)
-        self.generation, self._is_given_up = window.generation, False
+            kept.seal_again(statistics)
+        self.generation, self._is_given_up, self._is_fresh = window.generation, False, True
 
     def hand_over(self) -> bool:
         """Make the node, and give every keeper its output; False if layers must go one by one.
@@ -101,21 +116,31 @@ class Group:
         """
         if self._is_given_up or _finds_unused():
             return False
-        for kept in self.members:
-            if kept.is_hooked or not kept.is_open or not kept.is_unchanged():
-                self._is_given_up = True
-            elif kept.gathered() is not None:
-                kept.refuse_if_changed()
-                self._is_given_up |= kept.learns() != kept.learned
-        if self._is_given_up:
+        if any(kept.is_hooked for kept in self.members) or not self._is_ready():
+            self._is_given_up = True
             return False
         outputs = HandOverTogether.apply(
             self.members, self._call, *[place[0] for place in self._places]
         )
-        for keeper, kept, output in zip(self._keepers, self.members, outputs, strict=True):
+        rows = zip(self._keepers, self.members, self._learned, outputs, strict=True)
+        for keeper, kept, learned, output in rows:
             made = kept.made
             assert made is not None
-            keeper.handed_over = HandedOver(kept, made, kept.learns(), output)
+            keeper.handed_over = HandedOver(kept, made, kept.values._version, learned, output)
+        return True
+
+    def _is_ready(self) -> bool:
+        """Tell whether all layers can be handed over as they are."""
+        if self._is_fresh:  # filled a moment ago, by the forward that asks for it
+            self._is_fresh = False
+            return True
+        for kept, learned in zip(self.members, self._learned, strict=True):
+            if not kept.is_open or not kept.is_unchanged() or kept.learns() != learned:
+                return False
+            if kept.gathered() is not None:
+                kept.refuse_if_changed()
+                if kept.learned != learned:
+                    return False
         return True
 
     def take_back(self) -> None:

@@ -136,13 +136,14 @@ class Keeper:
         Raises:
             DeferralError: If gradients were gathered on a weight that has changed since.
         """
-        kept, mode = self.gathering, self.mode
+        mode, handed = self.mode, self.handed_over
+        repeats = torch._C._current_graph_task_id() != -1
+        if handed is not None and mode != "defer" and not (repeats or is_watched()):  # noqa: SIM102
+            if handed.serves(tensors):
+                return handed.output
+        kept = self.gathering
         if (kept is None and mode == "ordinary") or not self._is_own(tensors) or is_watched():
             return None
-        repeats = torch._C._current_graph_task_id() != -1
-        handed = self.handed_over
-        if handed is not None and mode != "defer" and not repeats and handed.serves():
-            return handed.output
         if kept is not None and kept.gathered() is not None:
             kept.refuse_if_changed()
             if tensors[0].requires_grad and kept.learns() != kept.learned:

@@ -68,12 +68,15 @@ class HandOverTogether(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.many, ctx.call = many, call
         ctx.made = [kept.made for kept in many]
-        return tuple([kept.values.detach().to(kept.tensors[0].dtype) for kept in many])
+        outputs = [kept.values.detach() for kept in many]
+        return tuple(
+            [one.to(made.tensors[0].dtype) for one, made in zip(outputs, ctx.made, strict=True)]
+        )
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Found:
         """Return gradients of what the effective weights were made from; None where unused."""
-        reached = [node is None or adds_up(node) for node, _ in ctx.next_functions]
+        nodes = [node for node, _ in ctx.next_functions]
         parts: list[_Part] = []
         begin = 0
         for kept, made, gradient in zip(ctx.many, ctx.made, gradients, strict=True):
@@ -81,17 +84,23 @@ class HandOverTogether(torch.autograd.Function):
             if gradient is None:
                 kept.goes_alone = True  # next time hooks on its raw weight are not called at all
             else:
-                parts.append(_Part(kept, made, gradient, all(reached[begin:end])))
+                if kept.spoiled or changed(made.marks) is not None:
+                    raise kept.refusal()
+                adds = all(node is None or adds_up(node) for node in nodes[begin:end])
+                parts.append(_Part(kept, made, gradient, adds))
             begin = end
-        for part in parts:
-            part.refuse_if_stale()
         adding = [part for part in parts if part.adds]
         if adding:
             adding[0].close_after_backward()
-        found = iter(_go_back(parts, ctx.call if len(parts) == len(ctx.made) else None))
+        found = _go_back(parts, ctx.call if len(parts) == len(ctx.made) else None)
         done: list[Tensor | None] = [None, None]
+        if len(parts) == len(ctx.made):
+            for of_layer in found:
+                done += of_layer
+            return tuple(done)
+        rest = iter(found)
         for made, gradient in zip(ctx.made, gradients, strict=True):
-            done += [None] * len(made.tensors) if gradient is None else next(found)
+            done += [None] * len(made.tensors) if gradient is None else next(rest)
         return tuple(done)
 
 
