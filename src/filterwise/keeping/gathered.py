@@ -84,6 +84,11 @@ class GatheringWeight(KeptWeight):
         """Whether anything was gathered; `gathered` looks whether `zero_grad` has dropped it."""
         return self._sum is not None
 
+    def as_output(self) -> Tensor:
+        """Return the kept weight in the raw weight's dtype, for a node to be put behind it."""
+        values, dtype = self.values, self.tensors[0].dtype
+        return values.detach() if values.dtype is dtype else values.to(dtype)
+
     def learns(self) -> tuple[bool, ...]:
         """Tell which of the tensors require a gradient now."""
         return tuple(tensor.requires_grad for tensor in self.tensors)

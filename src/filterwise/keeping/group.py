@@ -116,7 +116,7 @@ class Group:
         """
         if self._is_given_up or _finds_unused():
             return False
-        if any(kept.is_hooked for kept in self.members) or not self._is_ready():
+        if self._are_hooked() or not self._is_ready():
             self._is_given_up = True
             return False
         outputs = HandOverTogether.apply(
@@ -128,6 +128,13 @@ class Group:
             assert made is not None
             keeper.handed_over = HandedOver(kept, made, kept.values._version, learned, output)
         return True
+
+    def _are_hooked(self) -> bool:
+        """Tell whether anybody waits for gradients of what the weights are made from."""
+        for tensor, _, _, _ in self._places:
+            if tensor._backward_hooks or tensor._post_accumulate_grad_hooks:
+                return any(kept.is_hooked for kept in self.members)
+        return False
 
     def _is_ready(self) -> bool:
         """Tell whether all layers can be handed over as they are."""

@@ -136,7 +136,8 @@ class Keeper:
         Raises:
             DeferralError: If gradients were gathered on a weight that has changed since.
         """
-        mode, handed = self.mode, self.handed_over
+        handed, window = self.handed_over, self._window and self._window()
+        mode = window.mode if window is not None else "ordinary"
         repeats = torch._C._current_graph_task_id() != -1
         if handed is not None and mode != "defer" and not (repeats or is_watched()):  # noqa: SIM102
             if handed.serves(tensors):

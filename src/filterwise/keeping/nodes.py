@@ -34,9 +34,10 @@ class HandOver(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kept: GatheringWeight, *tensors: Tensor) -> Tensor:
         """Return the kept weight in the raw weight's dtype."""
+        del tensors
         ctx.kept, ctx.made = kept, kept.made
         ctx.repeated = torch._C._current_graph_task_id() != -1
-        return kept.values.detach().to(tensors[0].dtype)
+        return kept.as_output()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Found:
@@ -68,10 +69,7 @@ class HandOverTogether(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.many, ctx.call = many, call
         ctx.made = [kept.made for kept in many]
-        outputs = [kept.values.detach() for kept in many]
-        return tuple(
-            [one.to(made.tensors[0].dtype) for one, made in zip(outputs, ctx.made, strict=True)]
-        )
+        return tuple([kept.as_output() for kept in many])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> Found:
