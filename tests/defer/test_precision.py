@@ -141,29 +141,3 @@ def test_scaled_step_with_everything_deferred_is_refused_and_can_be_mended():
     accumulate(model, THREE, fw.defer)
     accumulate(reference, THREE, as_ever)
     assert_same_gradients(gradients(model), gradients(reference), within=1e-5)
-
-
-@pytest.mark.parametrize("kind", ["half weights", "autocast"])
-def test_a_window_casts_each_effective_weight_once(kind):
-    """All micro-batches compute with the same half-precision numbers."""
-    model = single()
-    half = kind == "half weights"
-    model.to(torch.bfloat16 if half else torch.float32)
-    seen = []
-    model.first.register_forward_hook(lambda *_: seen.append(_cast_of(model.first)))
-    for i, x in enumerate(THREE):
-        x = x.to(torch.bfloat16) if half else x
-        with (
-            fw.defer(model, enabled=i < 2),
-            torch.autocast("cpu", torch.bfloat16, enabled=not half),
-        ):
-            value = loss(model, x)
-        value.backward()
-    assert len(seen) == 3
-    assert len(set(seen)) == 1
-    assert None not in seen
-
-
-def _cast_of(layer):
-    held = layer._filterwise.keeper.gathering._cast
-    return None if held is None else held[0].data_ptr()

@@ -40,6 +40,7 @@ class GatheringWeight(KeptWeight):
         backwards: How many backward passes were gathered.
         learned: Which of the tensors required a gradient when it began to gather.
         retired: Whether its window is closed and an ordinary forward has come since.
+        goes_alone: Whether a backward of its group has passed it by, as where it was not used.
     """
 
     def __init__(self, how: Computation, tensors: Sequence[Tensor], names: tuple[str, ...]) -> None:
@@ -50,6 +51,7 @@ class GatheringWeight(KeptWeight):
         self.backwards = 0
         self.learned: tuple[bool, ...] = ()
         self.retired = False
+        self.goes_alone = False
         self._sum: Tensor | None = None
         self._shown: Tensor | None = None
         self._seen: Tensor | None = None
@@ -58,7 +60,6 @@ class GatheringWeight(KeptWeight):
         self._awaits = False
         self._guards: list[Any] = []
         self._leaf: weakref.ref[Tensor] | None = None
-        self._cast: tuple[Tensor, int] | None = None
         self._window: weakref.ref[Window] | None = None
         self._generation = 0
         self._holds: Window | None = None
@@ -73,28 +74,20 @@ class GatheringWeight(KeptWeight):
         self._leaf = weakref.ref(leaf)
         return leaf
 
-    def seal(self, statistics: Any) -> None:
-        """Note what it was computed from; what was cast before is of no use."""
-        super().seal(statistics)
-        self._cast = None
-
-    def in_dtype(self, dtype: torch.dtype) -> Tensor:
-        """Return it in the dtype of a convolution, cast once for all micro-batches."""
-        if dtype == self.values.dtype:
-            return self.values
-        held = self._cast
-        if held is None or held[0].dtype != dtype or held[0]._version != held[1]:
-            with torch.inference_mode(False), torch.no_grad():
-                cast = self.values.to(dtype)
-            held = self._cast = (cast, cast._version)
-        return held[0]
-
-    def enter(self, window: Window, label: str, tensors: Sequence[Tensor]) -> None:
+    def enter(self, window: Window) -> None:
         """Get ready to be filled for a window."""
-        self.label = label
-        self.take_from(tensors)
         self._window, self._generation = weakref.ref(window), window.generation
         self.retired = False
+
+    @property
+    def has_gathered(self) -> bool:
+        """Whether anything was gathered; `gathered` looks whether `zero_grad` has dropped it."""
+        return self._sum is not None
+
+    def as_output(self) -> Tensor:
+        """Return the kept weight in the raw weight's dtype, for a node to be put behind it."""
+        values, dtype = self.values, self.tensors[0].dtype
+        return values.detach() if values.dtype is dtype else values.to(dtype)
 
     def learns(self) -> tuple[bool, ...]:
         """Tell which of the tensors require a gradient now."""
@@ -199,9 +192,10 @@ class GatheringWeight(KeptWeight):
                     tensor.grad = torch.zeros_like(tensor)
             one._forget()
 
-    def _step_aside(self, gradient: Tensor) -> None:
+    def _step_aside(self, gradient: Tensor | None) -> None:
         """Make way for a gradient that reaches the raw weight by another path."""
-        del gradient
+        if gradient is None:  # what a group's node says of a layer that was not used
+            return
         weight = self.tensors[0]
         if self._sum is None:  # dropped by another's guard just now
             return
@@ -257,6 +251,17 @@ class GatheringWeight(KeptWeight):
             owner = getattr(hook, "__self__", None)
             if isinstance(owner, GatheringWeight) and owner is not self:
                 yield owner
+
+    @property
+    def is_hooked(self) -> bool:
+        """Whether somebody else's hooks wait for gradients of what it is made from."""
+        for tensor in self.tensors:
+            before, after = tensor._backward_hooks, tensor._post_accumulate_grad_hooks
+            if before or after:
+                own = len(self._guards) if tensor is self.tensors[0] else 0
+                if len(before or ()) + len(after or ()) > own:
+                    return True
+        return False
 
     def _forget(self) -> None:
         leaf = None if self._leaf is None else self._leaf()

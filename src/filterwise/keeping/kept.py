@@ -22,6 +22,7 @@ from filterwise.methods.method import WeightMethod
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
@@ -41,6 +42,7 @@ __all__ = [
     "differentiate",
     "fill",
     "pull_back",
+    "same_version",
 ]
 
 
@@ -53,6 +55,8 @@ class Computation(NamedTuple):
     """Where the filters lie."""
     kernel: Kernel
     """Which implementation computes it."""
+    roles: tuple[str, ...] = ()
+    """Which of "gain" and "offset" stand behind the raw weight, in this order."""
 
 
 def compute(
@@ -68,20 +72,19 @@ def compute(
     method = how.method
     if isinstance(method, EquilibriumNormalization):
         weight, *rest = tensors
-        gain = rest.pop(0) if method.has_gain else None
+        gain = rest.pop(0) if "gain" in how.roles else None
         factor = rest[2] if len(rest) > 2 else 1.0
         return method.effective(weight, rest[0], gain, geometry_factor=factor)
     assert isinstance(method, WeightMethod)
-    weight, gain, offset = _roles(method, tensors)
+    weight, gain, offset = _roles(how, tensors)
     return method.effective(weight, how.layout, gain, offset, how.kernel, dtype)
 
 
 def _roles(
-    method: Method, tensors: Sequence[Tensor]
+    how: Computation, tensors: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    rest = list(tensors[1:])
-    gain = rest.pop(0) if method.has_gain else None
-    return tensors[0], gain, rest.pop(0) if method.has_offset else None
+    found = dict(zip(how.roles, tensors[1:], strict=False))
+    return tensors[0], found.get("gain"), found.get("offset")
 
 
 def _layer(how: Computation, tensors: Sequence[Tensor]) -> Layer | None:
@@ -89,7 +92,7 @@ def _layer(how: Computation, tensors: Sequence[Tensor]) -> Layer | None:
     method, layout = how.method, how.layout
     if not isinstance(method, WeightMethod) or method.cells:
         return None
-    weight, gain, offset = _roles(method, tensors)
+    weight, gain, offset = _roles(how, tensors)
     return Layer(weight, method.family(layout.fan_in(weight.shape)), layout, gain, offset)
 
 
@@ -194,9 +197,22 @@ class KeptWeight:
         self._written = self.values._version
         self.spoiled = False
 
+    def seal_again(self, statistics: Any) -> None:
+        """Do as `seal` for tensors that are known to lie where they lay."""
+        made = self.made
+        assert made is not None
+        marks = tuple([(t, t._version, address, strides) for t, _, address, strides in made.marks])
+        self.made = Made(self.how, self.tensors, self._layer, statistics, marks)
+        self._written = self.values._version
+        self.spoiled = False
+
     def serves(self, tensors: Sequence[Tensor]) -> bool:
         """Tell whether it is what these tensors give."""
         return self._is_from(tensors) and self.is_unchanged()
+
+    def made_from_the_same(self) -> bool:
+        """Tell whether it was last computed from the tensors that it would be computed from now."""
+        return self.made is not None and self._is_from(self.made.tensors)
 
     def is_unchanged(self) -> bool:
         """Tell whether nothing has written into it, or into what it was computed from."""
@@ -213,35 +229,32 @@ def changed(marks: Iterable[Mark]) -> int | None:
     return None
 
 
-def fill(many: Iterable[KeptWeight]) -> None:
-    """Compute kept weights: one kernel call for all layers of a device and kernel.
+def same_version(many: Iterable[KeptWeight]) -> AbstractContextManager[None]:
+    """Leave the version of kept weights that will be computed from what has not changed.
 
-    Where nothing that a kept weight is computed from has changed, the same numbers are written
-    again (a write through ``.data`` is not seen); graphs that saved them stay valid, so their
-    version stays.
+    The same numbers are written again (a write through ``.data`` is not seen), so graphs that saved
+    them stay valid.
     """
+    same = tuple(kept.values for kept in many if kept.is_unchanged() and kept.made_from_the_same())
+    return _unsafe_preserve_version_counter(same)
+
+
+def fill(many: Iterable[KeptWeight]) -> None:
+    """Compute kept weights: one kernel call for all layers of a device and kernel."""
+    many = list(many)
     calls: dict[tuple[Kernel, torch.device], list[KeptWeight]] = {}
     done: list[tuple[KeptWeight, Any]] = []
-    same: list[Tensor] = []
-    for kept in many:
-        if kept.serves(kept.tensors):
-            same.append(kept.values)
-        kernel = kept.how.kernel if kept.layer is not None else "eager"
-        calls.setdefault((kernel, kept.values.device), []).append(kept)
-    with (
-        torch.inference_mode(False),
-        torch.no_grad(),
-        _unsafe_preserve_version_counter(tuple(same)),
-    ):
+    with torch.inference_mode(False), torch.no_grad(), same_version(many):
+        for kept in many:
+            if kept.layer is None:
+                kept.values.copy_(compute(kept.how, kept.tensors))
+                done.append((kept, None))
+            else:
+                calls.setdefault((kept.how.kernel, kept.values.device), []).append(kept)
         for (kernel, _), group in calls.items():
-            family = [(kept, kept.layer) for kept in group if kept.layer is not None]
-            outs = [kept.values for kept, _ in family]
-            saved = kernels.forward([layer for _, layer in family], outs, kernel)
-            done += zip([kept for kept, _ in family], saved, strict=True)
-            for kept in group:
-                if kept.layer is None:
-                    kept.values.copy_(compute(kept.how, kept.tensors))
-                    done.append((kept, None))
+            layers = [kept.layer for kept in group if kept.layer is not None]
+            saved = kernels.forward(layers, [kept.values for kept in group], kernel)
+            done += zip(group, saved, strict=True)
     for kept, statistics in done:
         kept.seal(statistics)
 

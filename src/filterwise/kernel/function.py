@@ -75,9 +75,11 @@ def is_watched() -> bool:
 
     A graph would replay the addresses of tensors that are gone, and never look for what is stale.
     """
-    return (
-        torch._C._len_torch_dispatch_stack() > 0
-        or is_traced()
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or torch.compiler.is_compiling()
         or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
     )
 
