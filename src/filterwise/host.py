@@ -20,6 +20,7 @@ from filterwise import balance, checkpoint
 from filterwise.errors import ConversionError
 from filterwise.filters import CONVOLUTIONS, TRANSPOSED, check_module, layout_of
 from filterwise.methods.equinorm import EquilibriumNormalization
+from filterwise.methods.preserving import preserving_values
 from filterwise.state import (
     STATE,
     HostState,
@@ -111,6 +112,8 @@ class Hosted(nn.Module):
         """Return the base class's text and the method."""
         state = self._filterwise
         words = [super().extra_repr(), str(state.method)]
+        if state.preserve:
+            words.append("preserve=True")
         if state.parameter != "weight":
             words.append(f"on {state.parameter}")
         if state.kernel != "auto":
@@ -119,7 +122,8 @@ class Hosted(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        checkpoint.write_options(destination, prefix, self._filterwise.method)
+        state = self._filterwise
+        checkpoint.write_options(destination, prefix, state.method, state.preserve)
 
     def _load_from_state_dict(
         self,
@@ -148,16 +152,24 @@ class Hosted(nn.Module):
         finally:
             state.assigning = False
             _replace_inputs(self)
+        if strict and checkpoint.needs_preserve(local_metadata, state.preserve):
+            error_msgs.append(
+                f"{prefix[:-1] or 'the model'} was saved by {checkpoint.PRESERVED}: convert with"
+                " preserve=True, then load."
+            )
         if prefix + state.parameter not in state_dict:
             return
         absent = [name for name in _own_tensors(self) if prefix + name not in state_dict]
         for name in absent:
             if prefix + name in missing_keys:
                 missing_keys.remove(prefix + name)
-        _start(self, absent)
+        plain = checkpoint.KEY not in local_metadata
+        _start(self, absent, preserve=state.preserve and plain and state.gain in absent)
         # A layer of another library has checkpoints without our options, and computes the same.
         if checkpoint.KEY in local_metadata or state.origin is None or absent:
-            state.loaded = checkpoint.compare_options(local_metadata, state.method)
+            state.loaded = checkpoint.compare_options(
+                local_metadata, state.method, state.preserve
+            )
         state.absent = tuple(absent)
 
 
@@ -290,27 +302,29 @@ def install(
     recipe: str,
     kernel: Kernel = "auto",
     label: str = "",
+    *,
+    preserve: bool = False,
 ) -> None:
     """Convert one layer in place: it gets its gain and the class that computes with it.
 
     The caller has checked that the method suits the layer. Nothing is changed if this raises, the
-    raw weight never, and no random number is drawn.
+    raw weight never, and no random number is drawn. With `preserve` the gain and the offset (a
+    buffer where the method does not learn it) make the effective weight the raw one.
     """
     weight = getattr(module, parameter)
-    state = HostState(method, parameter, layout_of(module, parameter), recipe, kernel, label)
+    layout = layout_of(module, parameter)
+    state = HostState(method, parameter, layout, recipe, kernel, label, preserve=preserve)
     cls = _hosted_class(type(module))
     added: dict[str, nn.Parameter | Tensor] = {}
     with torch.inference_mode(False), torch.no_grad():
-        if method.has_gain:
-            start = method.gain_start(state.layout.matrix(weight.detach())).clone()
-            added[state.name("gain")] = (
-                nn.Parameter(start, weight.requires_grad) if method.learns_gain else start
-            )
-        if method.has_offset:
-            offset = weight.new_zeros(state.layout.filters(weight.shape))
-            added[state.name("offset")] = nn.Parameter(offset, weight.requires_grad)
-        if isinstance(method, EquilibriumNormalization):
-            added |= balance.buffers(module, method, weight)
+        equinorm = isinstance(method, EquilibriumNormalization)
+        statistics = balance.buffers(module, method, weight) if equinorm else {}
+        values = _first_values(state, weight.detach(), statistics.get("input_mean"), preserve)
+        for name, value in values.items():
+            learns = method.learns_gain if name == state.gain else method.has_offset
+            added[name] = nn.Parameter(value, weight.requires_grad) if learns else value
+        added |= statistics
+        if equinorm:
             if method.affine and module._parameters.get("bias") is None:
                 state.adds_bias = True
                 added["bias"] = nn.Parameter(
@@ -327,6 +341,24 @@ def install(
     except BaseException:
         _take_away(module, list(added))
         raise
+
+
+def _first_values(
+    state: HostState, weight: Tensor, input_mean: Tensor | None, preserve: bool
+) -> dict[str, Tensor]:
+    """Return new values of a layer's gain and offset by name, where it has them."""
+    method, layout = state.method, state.layout
+    if preserve:
+        gain, offset = preserving_values(method, weight, layout, input_mean)
+    else:
+        gain = method.gain_start(layout.matrix(weight))
+        offset = weight.new_zeros(layout.filters(weight.shape))
+    found = {state.gain: gain, state.offset: offset}
+    return {
+        name: value.to(weight.dtype, copy=True)
+        for name, value in found.items()
+        if name is not None and value is not None
+    }
 
 
 def _take_away(module: nn.Module, names: list[str]) -> None:
@@ -383,15 +415,19 @@ def _own_tensors(module: nn.Module) -> list[str]:
     return [*names, "bias"] if state.adds_bias else names
 
 
-def _start(module: nn.Module, names: list[str]) -> None:
+def _start(module: nn.Module, names: list[str], preserve: bool) -> None:
     """Set parameters and buffers that a checkpoint does not have to their initial values."""
     state = state_of(module)
     weight = getattr(module, state.parameter).detach()
     with torch.no_grad():
+        mean = module._buffers.get("input_mean")
+        if mean is not None and "input_mean" in names:
+            mean = torch.ones_like(mean, device=weight.device)
+        values = _first_values(state, weight, mean, preserve)
         for name in names:
             old = getattr(module, name)
-            if name == state.gain:
-                start = state.method.gain_start(state.layout.matrix(weight)).reshape(old.shape)
+            if name in values:
+                start = values[name].reshape(old.shape)
             elif name in ("input_mean", "geometry_factor"):
                 start = torch.ones_like(old, device=weight.device)
             else:
