@@ -20,7 +20,6 @@ from filterwise import balance, checkpoint
 from filterwise.errors import ConversionError
 from filterwise.filters import CONVOLUTIONS, TRANSPOSED, check_module, layout_of
 from filterwise.methods.equinorm import EquilibriumNormalization
-from filterwise.methods.preserving import preserving_values
 from filterwise.state import (
     STATE,
     HostState,
@@ -30,8 +29,10 @@ from filterwise.state import (
     is_converted,
     keeper_of,
     offset_of,
+    rename_keys,
     state_of,
 )
+from filterwise.values import first_values, own_tensors, start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,7 +138,7 @@ class Hosted(nn.Module):
     ) -> None:
         state = self._filterwise
         state.forget()
-        _translate(self, state_dict, prefix)
+        rename_keys(self, state_dict, prefix)
         state.assigning = True
         try:
             super()._load_from_state_dict(
@@ -159,31 +160,17 @@ class Hosted(nn.Module):
             )
         if prefix + state.parameter not in state_dict:
             return
-        absent = [name for name in _own_tensors(self) if prefix + name not in state_dict]
+        absent = [name for name in own_tensors(self) if prefix + name not in state_dict]
         for name in absent:
             if prefix + name in missing_keys:
                 missing_keys.remove(prefix + name)
         plain = checkpoint.KEY not in local_metadata
-        _start(self, absent, preserve=state.preserve and plain and state.gain in absent)
+        start(self, absent, state.preserve and plain and state.gain in absent)
         # A layer of another library has checkpoints without our options, and computes the same.
         if checkpoint.KEY in local_metadata or state.origin is None or absent:
-            state.loaded = checkpoint.compare_options(
-                local_metadata, state.method, state.preserve
-            )
+            found = checkpoint.compare_options(local_metadata, state.method, state.preserve)
+            state.loaded = found
         state.absent = tuple(absent)
-
-
-def _translate(module: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:
-    """Give keys of an adopted layer's former form, and gains of another shape, this layer's."""
-    state = state_of(module)
-    if state.origin is not None:
-        for old, new in state.origin.keys.items():
-            if prefix + old in state_dict and prefix + new not in state_dict:
-                state_dict[prefix + new] = state_dict.pop(prefix + old)
-    for name in filter(None, (state.gain, state.offset)):
-        values, own = state_dict.get(prefix + name), getattr(module, name)
-        if values is not None and values.shape != own.shape and values.numel() == own.numel():
-            state_dict[prefix + name] = values.reshape(own.shape)
 
 
 def _replace_inputs(module: nn.Module) -> None:
@@ -319,7 +306,7 @@ def install(
     with torch.inference_mode(False), torch.no_grad():
         equinorm = isinstance(method, EquilibriumNormalization)
         statistics = balance.buffers(module, method, weight) if equinorm else {}
-        values = _first_values(state, weight.detach(), statistics.get("input_mean"), preserve)
+        values = first_values(state, weight.detach(), statistics.get("input_mean"), preserve)
         for name, value in values.items():
             learns = method.learns_gain if name == state.gain else method.has_offset
             added[name] = nn.Parameter(value, weight.requires_grad) if learns else value
@@ -341,24 +328,6 @@ def install(
     except BaseException:
         _take_away(module, list(added))
         raise
-
-
-def _first_values(
-    state: HostState, weight: Tensor, input_mean: Tensor | None, preserve: bool
-) -> dict[str, Tensor]:
-    """Return new values of a layer's gain and offset by name, where it has them."""
-    method, layout = state.method, state.layout
-    if preserve:
-        gain, offset = preserving_values(method, weight, layout, input_mean)
-    else:
-        gain = method.gain_start(layout.matrix(weight))
-        offset = weight.new_zeros(layout.filters(weight.shape))
-    found = {state.gain: gain, state.offset: offset}
-    return {
-        name: value.to(weight.dtype, copy=True)
-        for name, value in found.items()
-        if name is not None and value is not None
-    }
 
 
 def _take_away(module: nn.Module, names: list[str]) -> None:
@@ -401,40 +370,7 @@ def uninstall(module: nn.Module, *, plain: bool = False) -> None:
     if state.keeper is not None:
         state.keeper.release()
     if state.origin is None or plain:
-        _take_away(module, [name for name in _own_tensors(module) if name != "bias"])
+        _take_away(module, [name for name in own_tensors(module) if name != "bias"])
     else:
         _take_away(module, [])
         state.origin.restore(module)
-
-
-def _own_tensors(module: nn.Module) -> list[str]:
-    """Return the names of the method's parameters and buffers in the layer."""
-    state = state_of(module)
-    names = [name for name in (state.gain, state.offset) if name is not None]
-    names += [name for name in balance.BUFFERS if name in module._buffers]
-    return [*names, "bias"] if state.adds_bias else names
-
-
-def _start(module: nn.Module, names: list[str], preserve: bool) -> None:
-    """Set parameters and buffers that a checkpoint does not have to their initial values."""
-    state = state_of(module)
-    weight = getattr(module, state.parameter).detach()
-    with torch.no_grad():
-        mean = module._buffers.get("input_mean")
-        if mean is not None and "input_mean" in names:
-            mean = torch.ones_like(mean, device=weight.device)
-        values = _first_values(state, weight, mean, preserve)
-        for name in names:
-            old = getattr(module, name)
-            if name in values:
-                start = values[name].reshape(old.shape)
-            elif name in ("input_mean", "geometry_factor"):
-                start = torch.ones_like(old, device=weight.device)
-            else:
-                start = torch.zeros_like(old, device=weight.device)
-            if old.device == start.device:
-                old.copy_(start)
-            elif isinstance(old, nn.Parameter):  # a checkpoint assigned into a meta model
-                module._parameters[name] = nn.Parameter(start, old.requires_grad)
-            else:
-                module._buffers[name] = start

@@ -30,6 +30,7 @@ __all__ = [
     "is_converted",
     "keeper_of",
     "offset_of",
+    "rename_keys",
     "state_of",
 ]
 
@@ -225,3 +226,16 @@ def _held(module: nn.Module, state: HostState, tensors: tuple[Tensor, ...]) -> T
     if first or not can_keep(tensors):
         return None
     return keeper_of(module).at_rest(tensors)
+
+
+def rename_keys(module: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:
+    """Give keys of an adopted layer's former form, and gains of another shape, this layer's."""
+    state = state_of(module)
+    if state.origin is not None:
+        for old, new in state.origin.keys.items():
+            if prefix + old in state_dict and prefix + new not in state_dict:
+                state_dict[prefix + new] = state_dict.pop(prefix + old)
+    for name in filter(None, (state.gain, state.offset)):
+        values, own = state_dict.get(prefix + name), getattr(module, name)
+        if values is not None and values.shape != own.shape and values.numel() == own.numel():
+            state_dict[prefix + name] = values.reshape(own.shape)

@@ -205,7 +205,7 @@ def loads_without_a_word():
 @fault
 def forgets_start():
     """Leaves an old gain beside weights that have none."""
-    with patch.object(host, "_start", lambda *_: None):
+    with patch.object(host, "start", lambda *_: None):
         yield
 
 
