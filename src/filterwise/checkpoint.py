@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "KEY",
-    "PRESERVED",
     "add_load_hook",
     "compare_options",
-    "needs_preserve",
     "options_record",
     "remove_load_hook",
     "write_options",
@@ -32,7 +30,6 @@ __all__ = [
 KEY = "filterwise"
 PRESERVE = "preserve"
 FORMAT = 1
-PRESERVED = "a layer converted with preserve=True, whose gain and offset this one cannot hold"
 WAY_OUT = ", another function: convert with what it was saved with to get the one saved"
 
 
@@ -57,11 +54,6 @@ def write_options(destination: Any, prefix: str, method: Method, preserve: bool 
         metadata.setdefault(prefix[:-1], {})[KEY] = options_record(method, preserve)
 
 
-def needs_preserve(metadata: dict[str, Any], preserve: bool) -> bool:
-    """Tell whether a layer was saved with gains or offsets that the layer here cannot hold."""
-    return bool(metadata.get(KEY, {}).get(PRESERVE)) and not preserve
-
-
 def compare_options(metadata: dict[str, Any], method: Method, preserve: bool = False) -> str | None:
     """Return what a checkpoint says of one layer, where that is not what the layer is.
 
@@ -74,8 +66,11 @@ def compare_options(metadata: dict[str, Any], method: Method, preserve: bool = F
     saved = metadata.get(KEY)
     if saved is not None:
         here = options_record(method)
-        if needs_preserve(metadata, preserve):
-            return f"it was saved by {PRESERVED}{WAY_OUT}"
+        if saved.get(PRESERVE) and not preserve:
+            return (
+                "it was saved with gains or offsets of preserve=True, which the layer here cannot"
+                " hold: convert with preserve=True, then load"
+            )
         saved = {name: value for name, value in saved.items() if name != PRESERVE}
         if saved == here:
             return None

@@ -153,11 +153,6 @@ class Hosted(nn.Module):
         finally:
             state.assigning = False
             _replace_inputs(self)
-        if strict and checkpoint.needs_preserve(local_metadata, state.preserve):
-            error_msgs.append(
-                f"{prefix[:-1] or 'the model'} was saved by {checkpoint.PRESERVED}: convert with"
-                " preserve=True, then load."
-            )
         if prefix + state.parameter not in state_dict:
             return
         absent = [name for name in own_tensors(self) if prefix + name not in state_dict]
@@ -289,7 +284,6 @@ def install(
     recipe: str,
     kernel: Kernel = "auto",
     label: str = "",
-    *,
     preserve: bool = False,
 ) -> None:
     """Convert one layer in place: it gets its gain and the class that computes with it.
@@ -311,12 +305,9 @@ def install(
             learns = method.learns_gain if name == state.gain else method.has_offset
             added[name] = nn.Parameter(value, weight.requires_grad) if learns else value
         added |= statistics
-        if equinorm:
-            if method.affine and module._parameters.get("bias") is None:
-                state.adds_bias = True
-                added["bias"] = nn.Parameter(
-                    weight.new_zeros(weight.shape[0]), weight.requires_grad
-                )
+        if equinorm and method.has_gain and module._parameters.get("bias") is None:
+            state.adds_bias = True
+            added["bias"] = nn.Parameter(weight.new_zeros(weight.shape[0]), weight.requires_grad)
     try:
         for name, value in added.items():
             if isinstance(value, nn.Parameter):

@@ -157,8 +157,8 @@ class EquilibriumNormalization(Method):
             offset: Added to all weights of a filter, ``(O,)``; None is 0.
 
         Returns:
-            Tensor of the weight's shape, dtype and strides; without an offset 0 for a constant filter, and for one
-            whose channels are all 0.
+            Tensor of the weight's shape, dtype and strides; 0, but for the offset, for a constant
+            filter, and for one whose channels are all 0.
         """
         dtype = torch.promote_types(weight.dtype, torch.float32)
         dtype = torch.promote_types(dtype, input_mean.dtype)

@@ -51,7 +51,8 @@ class Batches:
         try:
             first = next(batches)
         except StopIteration:
-            raise _refused("loader is empty (an iterator may be used up); it must yield batches")
+            text = "loader is empty (an iterator may be used up); it must yield batches"
+            raise _refused(text) from None
         self.first = self._arguments(first, 1)
         self._rest = batches
 
