@@ -174,7 +174,6 @@ def run(
 @contextmanager
 def _terminable() -> Iterator[None]:
     """Let a termination signal (`timeout`, a batch system) stop the command as Ctrl-C does."""
-
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
