@@ -30,36 +30,50 @@ __all__ = [
 ]
 
 KEY = "filterwise"
+PRESERVE = "preserve"
 FORMAT = 1
 WAY_OUT = ", another function: convert with what it was saved with to get the one saved"
 
 
-def options_record(method: Method) -> dict[str, str | float | int | bool]:
-    """Return a method as a flat dictionary of strings and numbers."""
+def options_record(method: Method, preserve: bool = False) -> dict[str, str | float | int | bool]:
+    """Return a method as a flat dictionary of strings and numbers.
+
+    ``preserve`` is in it where a layer has gains or offsets that its method does not.
+    """
     record: dict[str, str | float | int | bool] = {"method": method.name, "format": FORMAT}
     for name, value in method.all_options().items():
         plain = isinstance(value, str | float | int)
         record[name] = value if plain else json.dumps(value)
+    if preserve:
+        record[PRESERVE] = True
     return record
 
 
-def write_options(destination: Any, prefix: str, method: Method) -> None:
+def write_options(destination: Any, prefix: str, method: Method, preserve: bool = False) -> None:
     """Write a layer's options into the metadata of a state dictionary, if it has any."""
     metadata = getattr(destination, "_metadata", None)
     if metadata is not None:
-        metadata.setdefault(prefix[:-1], {})[KEY] = options_record(method)
+        metadata.setdefault(prefix[:-1], {})[KEY] = options_record(method, preserve)
 
 
-def compare_options(metadata: dict[str, Any], method: Method) -> str | None:
+def compare_options(metadata: dict[str, Any], method: Method, preserve: bool = False) -> str | None:
     """Return what a checkpoint says of one layer, where that is not what the layer is.
 
     Args:
         metadata: The layer's entry, as torch hands it over while loading.
         method: What the layer computes.
+        preserve: Whether it was converted with ``preserve=True``. One that was can hold what one
+            that was not has saved: its gains and offsets start where they have no effect.
     """
     saved = metadata.get(KEY)
     if saved is not None:
         here = options_record(method)
+        if saved.get(PRESERVE) and not preserve:
+            return (
+                "it was saved with gains or offsets of preserve=True, which the layer here cannot"
+                " hold: convert with preserve=True, then load"
+            )
+        saved = {name: value for name, value in saved.items() if name != PRESERVE}
         if saved == here:
             return None
         if saved.get("method") != here["method"]:
@@ -75,8 +89,9 @@ def compare_options(metadata: dict[str, Any], method: Method) -> str | None:
         return f"it was saved as {method.name} with other options ({text}){WAY_OUT}"
     if "version" in metadata:
         changes = ", and the function changes: load it with a plain model to get the one saved"
-        if method.starts_plain:
+        if method.starts_plain or preserve:
             changes = ", and computes what a plain layer would"
+            changes += " in evaluation" if method.uses_input else ""
         return (
             "the checkpoint is a plain model's, or another library's, while the layer is converted"
             f" to {method}{changes}"

@@ -71,6 +71,8 @@ class HostState:
         sharded: Whether the raw weight was ever a shard of FSDP, which cannot be kept.
         keeps: Whether effective weights are kept in evaluation.
         keeper: What the layer keeps, once it does; never copied with the layer.
+        preserve: Whether it was converted with ``preserve=True``: where its method has no gain or
+            no offset, buffers serve, so that the effective weight could start as the raw one.
         gain: Name in the layer of the gain, a parameter or buffer; None if it has none. By default
             what the method says; a layer can also have gains that its method does not.
         offset: Name of the offset, likewise.
@@ -94,6 +96,7 @@ class HostState:
     sharded: bool = False
     keeps: bool = True
     keeper: Keeper | None = None
+    preserve: bool = False
     gain: str | None = None
     offset: str | None = None
     origin: Origin | None = None
@@ -101,9 +104,10 @@ class HostState:
 
     def __post_init__(self) -> None:
         """Name the tensors once; a forward reads them every time."""
-        if self.gain is None and self.method.has_gain:
+        method, preserve = self.method, self.preserve
+        if self.gain is None and (method.has_gain or preserve):
             self.gain = self.name("gain")
-        if self.offset is None and self.method.has_offset:
+        if self.offset is None and (method.has_offset or (preserve and method.shifts)):
             self.offset = self.name("offset")
         self.sources = tuple(filter(None, (self.parameter, self.gain, self.offset)))
 
@@ -215,7 +219,9 @@ def effective_weight(
         return held
     method = state.method
     if isinstance(method, EquilibriumNormalization):
-        return balance.effective_weight(module, method, tensors[0], gain_of(module), input)
+        return balance.effective_weight(
+            module, method, tensors[0], gain_of(module), input, offset_of(module)
+        )
     return compute(state.computation, tensors, dtype)
 
 

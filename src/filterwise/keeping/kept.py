@@ -71,10 +71,10 @@ def compute(
     """
     method = how.method
     if isinstance(method, EquilibriumNormalization):
-        weight, *rest = tensors
-        gain = rest.pop(0) if "gain" in how.roles else None
+        weight, gain, offset = _roles(how, tensors)
+        rest = tensors[1 + len(how.roles) :]
         factor = rest[2] if len(rest) > 2 else 1.0
-        return method.effective(weight, rest[0], gain, geometry_factor=factor)
+        return method.effective(weight, rest[0], gain, geometry_factor=factor, offset=offset)
     assert isinstance(method, WeightMethod)
     weight, gain, offset = _roles(how, tensors)
     return method.effective(weight, how.layout, gain, offset, how.kernel, dtype)

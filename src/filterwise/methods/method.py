@@ -68,6 +68,11 @@ class Method(ABC):
         return True
 
     @property
+    def shifts(self) -> bool:
+        """Whether a number is taken off all weights of a filter, which an offset can put back."""
+        return self.centred
+
+    @property
     def scale_free(self) -> bool:
         """Whether the effective weight is the same for W and for a multiple of W, exactly."""
         return False
