@@ -16,7 +16,7 @@ import torch
 
 from filterwise.lab.errors import UsageError
 from harness import evaluations, forms
-from harness.command import Outcome, Table, bracketed, names, options, run
+from harness.command import Table, bracketed, names, options, run
 from harness.contestants import CONTESTANTS, chosen, weight_layers
 from harness.memory import converted_bytes, peak
 from harness.nets import NETS
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from filterwise.lab.terminal import Terminal
-    from harness.command import Options
+    from harness.command import Options, Outcome
 
     Advance = Callable[[float], None]
 
@@ -70,7 +70,9 @@ def parser() -> Options:
     return found
 
 
-def measure(asked: argparse.Namespace, rounds: Rounds, terminal: Terminal) -> Outcome:
+def measure(
+    asked: argparse.Namespace, rounds: Rounds, terminal: Terminal, outcome: Outcome
+) -> None:
     """Measure the groups of bars that were asked for."""
     for name in asked.only:
         if name not in GROUPS:
@@ -86,16 +88,16 @@ def measure(asked: argparse.Namespace, rounds: Rounds, terminal: Terminal) -> Ou
         "plain again",
         "rounds",
     )
-    outcome = Outcome(tables=[Table("Bars", headers)])
+    outcome.tables.append(Table("Bars", headers))
     for name in asked.only:
         with terminal.progress(name, rounds.most) as advance:
             lines, times = GROUPS[name](asked, rounds, advance)
         for line in lines:
             outcome.tables[0].rows.append(_words(line))
+            terminal.say(f"{line.what}: {bracketed(line.found, line.digits)}")
             words = {**asdict(line), "met": line.meets(line.asked), "own_met": line.meets(line.own)}
             outcome.rows.append({"group": name, **words})
         outcome.rows.append({"group": name, "seconds": times})
-    return outcome
 
 
 def _words(line: Measured) -> list[str]:
@@ -198,12 +200,12 @@ def _small(asked: argparse.Namespace, rounds: Rounds, advance: Advance) -> Group
     # On two threads a map of 8 x 8 costs more to share out than to compute; what is asked for is
     # the time of Python.
     torch.set_num_threads(1)
-    rounds = Rounds(4 * rounds.most, rounds.least, rounds.seconds)
+    rounds = Rounds(2 * rounds.most, rounds.least, rounds.seconds)
     try:
         for micro_batches, bar in ((1, 15.0), (8, None)):
             cell = _cell(asked, "small", 1, micro_batches)
             contestants = chosen(["gn-again", "ws", "ws-bare"], "gn")
-            times, _ = side_by_side(contestants, cell, rounds, lambda one: advance(one / 8))
+            times, _ = side_by_side(contestants, cell, rounds, lambda one: advance(one / 4))
             passes = len(weight_layers(cell.net.build())) * micro_batches
             beyond = {
                 name: spread(

@@ -20,7 +20,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from filterwise.lab.errors import LabError, UsageError
-from harness.command import Outcome, Table, options, run
+from harness.command import Table, options, run
 from harness.contestants import CONTESTANTS, chosen, weight_layers
 from harness.nets import NETS
 from harness.steps import Cell, ready
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from filterwise.lab.terminal import Terminal
-    from harness.command import Options
+    from harness.command import Options, Outcome
     from harness.steps import Step
 
 LINES = 20
@@ -50,7 +50,9 @@ def parser() -> Options:
     return found
 
 
-def measure(asked: argparse.Namespace, rounds: Rounds, terminal: Terminal) -> Outcome:
+def measure(
+    asked: argparse.Namespace, rounds: Rounds, terminal: Terminal, outcome: Outcome
+) -> None:
     """Profile both and take their difference."""
     del terminal
     name = "toy" if asked.quick else asked.net
@@ -71,7 +73,6 @@ def measure(asked: argparse.Namespace, rounds: Rounds, terminal: Terminal) -> Ou
         raise LabError(left_out[0])
     layers = len(weight_layers(cell.net.build()))
     mine, plain = steps[asked.contestant], steps[asked.baseline]
-    outcome = Outcome()
     for what, view in (("operations", _operations), ("functions", _functions)):
         unit = 1e6 / (layers * rounds.most)
         ours, theirs = view(mine, rounds.most), view(plain, rounds.most)
@@ -86,7 +87,6 @@ def measure(asked: argparse.Namespace, rounds: Rounds, terminal: Terminal) -> Ou
             {"view": what, "name": one, "microseconds_per_layer": unit * seconds}
             for one, seconds in ranked
         ]
-    return outcome
 
 
 def _operations(step: Step, times: int) -> dict[str, float]:

@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from filterwise.lab.errors import UsageError
-from harness.command import Outcome, Table, bracketed, names, numbers, options, run
+from harness.command import Table, bracketed, names, numbers, options, run
 from harness.evaluations import WAYS, measured
 from harness.nets import NETS
 from harness.timing import Spread
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import argparse
 
     from filterwise.lab.terminal import Terminal
-    from harness.command import Options
+    from harness.command import Options, Outcome
     from harness.timing import Rounds
 
 
@@ -35,13 +35,14 @@ def parser() -> Options:
     return found
 
 
-def measure(asked: argparse.Namespace, rounds: Rounds, terminal: Terminal) -> Outcome:
+def measure(
+    asked: argparse.Namespace, rounds: Rounds, terminal: Terminal, outcome: Outcome
+) -> None:
     """Time every network and batch that was asked for."""
     for known, given, what in ((NETS, asked.nets, "network"), (WAYS, asked.contestants, "way")):
         for name in given:
             if name not in known:
                 raise UsageError(f"there is no {what} {name!r}. Known: {', '.join(known)}.")
-    outcome = Outcome()
     ways = list(dict.fromkeys(("plain", *asked.contestants)))
     for net in [NETS[name] for name in (["toy"] if asked.quick else asked.nets)]:
         for batch in asked.batch:
@@ -50,7 +51,6 @@ def measure(asked: argparse.Namespace, rounds: Rounds, terminal: Terminal) -> Ou
                 rows = measured(net, batch, ways, asked, rounds, advance)
             outcome.rows += rows
             outcome.tables.append(_table(title, rows))
-    return outcome
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from filterwise.lab.errors import UsageError
-from harness.command import Outcome, Table, bracketed, names, options, run
+from harness.command import Table, bracketed, names, options, run
 from harness.forms import measured, shapes
 from harness.timing import Rounds, Spread
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import argparse
 
     from filterwise.lab.terminal import Terminal
-    from harness.command import Options
+    from harness.command import Options, Outcome
 
 CONTESTED = "copy-again,kernel,kernel-eager,by-layer,official,timm,composer,layer-norm"
 ABOUT = {
@@ -50,14 +50,15 @@ def parser() -> Options:
     return found
 
 
-def measure(asked: argparse.Namespace, rounds: Rounds, terminal: Terminal) -> Outcome:
+def measure(
+    asked: argparse.Namespace, rounds: Rounds, terminal: Terminal, outcome: Outcome
+) -> None:
     """Time every size that was asked for."""
     for name in asked.contestants:
         if name not in ABOUT:
             raise UsageError(f"there is no contestant {name!r}. Known: {', '.join(ABOUT)}.")
     if asked.autocast or asked.compile:
         raise UsageError("--autocast and --compile are for whole networks: step.py, inference.py.")
-    outcome = Outcome()
     for words in ["0.1"] if asked.quick else asked.millions:
         layers = shapes(_millions(words))
         weights = sum(torch.Size(shape).numel() for shape in layers)
@@ -73,7 +74,6 @@ def measure(asked: argparse.Namespace, rounds: Rounds, terminal: Terminal) -> Ou
             rows = measured(layers, asked.contestants, torch.device(asked.device), rounds, advance)
         outcome.rows += rows
         outcome.tables.append(_table(title, rows))
-    return outcome
 
 
 def _millions(words: str) -> float | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from filterwise.lab.errors import UsageError
-from harness.command import Outcome, Table, bracketed, names, options, run
+from harness.command import Table, bracketed, names, options, run
 from harness.contestants import CONTESTANTS, chosen
 from harness.nets import Net, SmallNet
 from harness.steps import Cell, side_by_side
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import argparse
 
     from filterwise.lab.terminal import Terminal
-    from harness.command import Options
+    from harness.command import Options, Outcome
 
 CONTESTED = "gn-again,ws,ws-bare,ws-eager,official,timm,composer,layer-norm"
 
@@ -112,13 +112,14 @@ def parser() -> Options:
     return found
 
 
-def measure(asked: argparse.Namespace, rounds: Rounds, terminal: Terminal) -> Outcome:
+def measure(
+    asked: argparse.Namespace, rounds: Rounds, terminal: Terminal, outcome: Outcome
+) -> None:
     """Run the sweeps that were asked for."""
     for name in asked.sweeps:
         if name not in SWEEPS:
             raise UsageError(f"--sweeps: there is no sweep {name!r}. Known: {', '.join(SWEEPS)}.")
     contestants = chosen(asked.contestants, "gn")
-    outcome = Outcome()
     for name in asked.sweeps:
         sweep = SWEEPS[name]
         table = Table(sweep.title, [sweep.label, *(one.name for one in contestants[1:])])
@@ -133,7 +134,6 @@ def measure(asked: argparse.Namespace, rounds: Rounds, terminal: Terminal) -> Ou
                 table.rows.append([f"{getattr(point, sweep.label):,}", *cells])
                 advance(1.0)
         outcome.tables.append(table)
-    return outcome
 
 
 def _row(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from filterwise.lab.errors import UsageError
-from harness.command import Outcome, Table, bracketed, names, numbers, options, run
+from harness.command import Table, bracketed, names, numbers, options, run
 from harness.contestants import CONTESTANTS, chosen, weight_layers
 from harness.memory import converted_bytes, peak
 from harness.nets import NETS
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from filterwise.lab.terminal import Terminal
-    from harness.command import Options
+    from harness.command import Options, Outcome
     from harness.timing import Rounds
 
 CONTESTED = "gn-again,none,bn,ws,ws-bare,ws-eager,official,timm,composer,layer-norm,pws"
@@ -45,9 +45,10 @@ def parser() -> Options:
     return found
 
 
-def measure(asked: argparse.Namespace, rounds: Rounds, terminal: Terminal) -> Outcome:
+def measure(
+    asked: argparse.Namespace, rounds: Rounds, terminal: Terminal, outcome: Outcome
+) -> None:
     """Time every network, batch and number of micro-batches that was asked for."""
-    outcome = Outcome()
     contestants = chosen(asked.contestants, asked.baseline)
     for cell in _cells(asked):
         with terminal.progress(cell.title, rounds.most) as advance:
@@ -60,7 +61,6 @@ def measure(asked: argparse.Namespace, rounds: Rounds, terminal: Terminal) -> Ou
             _add_memory(rows, cell, asked)
         outcome.rows += rows
         outcome.tables.append(_table(cell, rows, asked))
-    return outcome
 
 
 def _cells(asked: argparse.Namespace) -> list[Cell]:

@@ -159,3 +159,45 @@ def test_converted_part_of_a_model_says_it_too():
     source = nn.ModuleDict({"backbone": plain(), "other": nn.Linear(2, 2)})
     with pytest.warns(fw.CheckpointWarning, match="plain model"):
         whole.load_state_dict(source.state_dict())
+
+
+def nested():
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Sequential(nn.Conv2d(8, 8, 3))),
+        nn.BatchNorm2d(8),
+        nn.Conv2d(8, 8, 3),
+        nn.BatchNorm2d(8),
+    )
+    fw.convert_(model, "bn+wa", select="*")
+    return model
+
+
+@pytest.mark.parametrize("name", ["0", "0.2", "0.2.0", "2"])
+def test_a_part_that_is_loaded_by_itself_speaks_once(name):
+    part, plain_part = (model.get_submodule(name) for model in (nested(), fw.fold(nested())))
+    with pytest.warns(fw.CheckpointWarning, match="plain model") as told:
+        part.load_state_dict(plain_part.state_dict())
+    assert len(told) == 1
+    assert told[0].filename == __file__
+    own = copy.deepcopy(part)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        part.load_state_dict(own.state_dict())
+
+
+def test_the_whole_speaks_for_its_parts():
+    plain_state = fw.fold(nested()).state_dict()
+    for model in (nested(), nn.ModuleDict({"inner": nested()})):
+        prefix = "inner." if isinstance(model, nn.ModuleDict) else ""
+        state = type(plain_state)((prefix + key, value) for key, value in plain_state.items())
+        with pytest.warns(fw.CheckpointWarning, match="for 3 of 3 converted layers") as told:
+            model.load_state_dict(state)
+        assert len(told) == 1
+
+
+def test_nothing_of_it_stays_on_what_was_unconverted_or_folded():
+    model = nested()
+    folded = fw.fold(model)
+    fw.unconvert_(model)
+    for module in (*model.modules(), *folded.modules()):
+        assert not module._load_state_dict_post_hooks

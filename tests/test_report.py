@@ -71,6 +71,7 @@ def test_report_is_a_sequence_of_records() -> None:
         "reason": "",
         "fan_in": 147,
         "filters": 64,
+        "difference": None,
     }
 
 
@@ -103,3 +104,11 @@ def test_line_breaks_stay_out_of_the_table() -> None:
 def test_row_of_another_length_is_refused() -> None:
     with pytest.raises(ValueError, match="a row has 1 cells, the table 2 columns"):
         text_table(("a", "b"), [("x",)])
+
+
+def test_differences_are_a_column_where_there_are_any() -> None:
+    rows = [Row("conv1", "Conv2d", "convert", "ws", fan_in=147, filters=64, difference=2.1e-7)]
+    assert "difference" not in str(Report(ROWS))
+    lines = str(Report([*rows, ROWS[-1]])).splitlines()
+    assert lines[0].endswith("fan-in  difference")
+    assert lines[1].endswith("2.1e-07")

@@ -6,7 +6,9 @@ import argparse
 import json
 import math
 import shlex
+import signal
 import sys
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -22,7 +24,7 @@ from harness.machine import IDLE, Watch, commit
 from harness.timing import Rounds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from harness.timing import Spread
 
@@ -125,7 +127,7 @@ def bracketed(spread: Spread, digits: int = 3) -> str:
 def run(
     benchmark: str,
     parser: Options,
-    measure: Callable[[argparse.Namespace, Rounds, Terminal], Outcome],
+    measure: Callable[[argparse.Namespace, Rounds, Terminal, Outcome], None],
     words: Sequence[str] | None = None,
 ) -> int:
     """Run a benchmark as a command.
@@ -133,11 +135,13 @@ def run(
     Args:
         benchmark: Its name, as in the record.
         parser: Its options.
-        measure: What measures.
+        measure: What measures, and enters what it found: stopped by Ctrl-C or a termination signal,
+            the command writes down what was finished.
         words: The command's words; None takes the process's own.
 
     Returns:
-        Exit code: 0, 1 if something failed, 2 if it was asked for something that there is not.
+        Exit code: 0; 1 if something failed; 2 if it was asked for something that there is not; 130
+        if it was stopped.
     """
     words = list(sys.argv[1:] if words is None else words)
     asked = parser.parse_args(words)
@@ -148,17 +152,33 @@ def run(
         torch.set_num_threads(asked.threads)
         path = _path(benchmark, asked)
         watch = Watch()
-        outcome = measure(asked, _rounds(asked), terminal)
+        outcome, code = Outcome(), 0
+        try:
+            with _terminable():
+                measure(asked, _rounds(asked), terminal, outcome)
+        except KeyboardInterrupt:
+            code = 130
+            outcome.notes.append("stopped before the end: only what was finished stands here.")
         machine = watch.seen()
         _show(outcome, machine, terminal, quick=asked.quick)
         _write(path, benchmark, words, asked, outcome, machine)
         terminal.say(f"written: {path}")
+        return code
     except LabError as error:
         terminal.err.print(f"{benchmark}.py: {error}", markup=False, soft_wrap=True)
         return error.exit_code
     finally:
         torch.set_num_threads(threads)
-    return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let a termination signal (`timeout`, a batch system) stop the command as Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _rounds(asked: argparse.Namespace) -> Rounds:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from filterwise.methods.equinorm import EquilibriumNormalization
 
-__all__ = ["BUFFERS", "batched", "buffers", "effective_weight", "refusal"]
+__all__ = ["BUFFERS", "batched", "buffers", "effective_weight", "paper_factor", "refusal"]
 
 BUFFERS = ("input_mean", "num_batches_tracked", "geometry_factor")
 
@@ -53,19 +53,21 @@ def effective_weight(
     weight: Tensor,
     gain: Tensor | None,
     x: Tensor | None,
+    offset: Tensor | None = None,
 ) -> Tensor:
     """Return the layer's effective weight: by its batch in training, else by the running mean."""
     paper = method.geometry == "paper"
     if not module.training or x is None:
         _look_once(module, "evaluation", weight, module.input_mean, None)
         factor = module.geometry_factor if paper else 1.0
-        return method.effective(weight, module.input_mean, gain, geometry_factor=factor)
+        mean = module.input_mean
+        return method.effective(weight, mean, gain, geometry_factor=factor, offset=offset)
     linear = isinstance(module, nn.Linear)
     if x.numel() == 0:
-        return method.effective(weight, module.input_mean, gain)
+        return method.effective(weight, module.input_mean, gain, offset=offset)
     x = batched(module, x)
     mean = method.input_mean(x, -1 if linear else 1)
-    factor = 1.0 if linear or not paper else _paper_factor(module, x)
+    factor = 1.0 if linear or not paper else paper_factor(module, x)
     with torch.no_grad():
         seen = module.num_batches_tracked
         running = module.input_mean
@@ -75,7 +77,7 @@ def effective_weight(
         if paper:
             module.geometry_factor.fill_(factor)
     _look_once(module, "training", weight, mean, x)
-    return method.effective(weight, mean, gain, geometry_factor=factor)
+    return method.effective(weight, mean, gain, geometry_factor=factor, offset=offset)
 
 
 def batched(module: Any, x: Tensor) -> Tensor:
@@ -84,7 +86,7 @@ def batched(module: Any, x: Tensor) -> Tensor:
     return x.unsqueeze(0) if x.dim() == spatial + 1 else x
 
 
-def _paper_factor(module: Any, x: Tensor) -> float:
+def paper_factor(module: Any, x: Tensor) -> float:
     """Return prod(S_out * stride / S_in), the factor that the paper's r amounts to."""
     factor = 1.0
     for axis, size in enumerate(x.shape[2:]):

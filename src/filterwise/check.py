@@ -148,7 +148,10 @@ def _flow_findings(
     bare = [
         name
         for name, module in layers.items()
-        if state_of(module).method.needs_norm and not flow.normalized(name)
+        if state_of(module).method.needs_norm
+        # A gain that keeps the raw weight's scale fixes a sound one.
+        and not state_of(module).preserve
+        and not flow.normalized(name)
     ]
     for name in bare:
         yield _unnormalized(model, name, layers[name], flow, everywhere=len(bare) == len(layers))

@@ -12,8 +12,9 @@ from torch import nn
 from filterwise import checkpoint, host
 from filterwise.draft import Draft, draw
 from filterwise.errors import ConversionError, FilterwiseWarning, NormalizationWarning
-from filterwise.filters import layout_of
+from filterwise.filters import check_module, layout_of
 from filterwise.kernel import check_kernel
+from filterwise.preserve import Batches, Preservation
 from filterwise.recipe import Recipe, as_recipe
 from filterwise.report import Report, Row
 
@@ -51,13 +52,47 @@ def convert_(
     *,
     select: Selector | None = None,
     exclude: Selector | None = None,
+    preserve: bool = False,
+    loader: Any = None,
     kernel: Kernel = "auto",
 ) -> Report:
-    """Convert a model in place: activation norms by the recipe's norm, weights by its method.
+    r"""Convert a model in place: activation norms by the recipe's norm, weights by its method.
 
     All or nothing: whatever is raised, the model is as it was. No random number is drawn and no raw
     weight is changed. Parameters stay the same objects under the same names, so an optimizer that
     exists still steps them; gains are new parameters.
+
+    **Keeping the function** (``preserve=True``). The model then computes in evaluation mode what it
+    did before, exactly where the method allows it. Per filter the gain becomes
+    :math:`1/(k f(m_2))`, which undoes the division, and an offset :math:`c\mu` puts the mean back,
+    so that the effective weight is the raw one (specification, 7.4). A gain or an offset that the
+    method does not have is a buffer, which training does not move, as in mmcv's ConvAWS; a plain
+    checkpoint loaded later is given its own. What is exact, to rounding:
+
+    - every layer that gets a method, on every host; EquiNorm too in evaluation (it needs a loader
+      for the mean of its inputs, and in training follows the batch's), and Equivariant WS where a
+      filter is one cell (of several, the nearest in squares);
+    - a BatchNorm that stays, frozen or not;
+    - one that is removed behind a convolution (behind a linear layer, with a loader) that gets a
+      method and whose output goes nowhere else: its evaluation scale and shift go into gain,
+      offset and bias, whatever its mode is.
+
+    What is not: a BatchNorm replaced by a norm of groups, which normalizes each sample by itself.
+    Its running mean and variance go into the layer before it and its affine to the new norm, so
+    that the two agree as far as samples are alike. Nor a norm removed behind a layer without a
+    gain (its scale is lost, its mean kept), before a layer, or behind an addition (lost).
+
+    A loader brings near what is not exact, in one pass in evaluation mode: layer by layer, gain and
+    bias of a layer without a norm, or the affine of a new norm, are set so that each channel has
+    the original's mean and standard deviation over the batches so far; running statistics of a new
+    BatchNorm are taken, those of one behind a layer that changed are moved. What computes the
+    original's moments already is left alone.
+
+    Each row says how far it is from exact, as the largest difference of its output relative to the
+    output's largest entry. Without a loader this is the layer or norm alone, on normal numbers of a
+    fixed seed (for a norm, of its running mean and variance); a layer whose input is not known is
+    judged by its weights. With a loader it is the whole network up to that row, on the first eight
+    samples of the first batch.
 
     Args:
         model: Any model that is not wrapped (DDP, FSDP, compile) and not yet converted.
@@ -66,6 +101,9 @@ def convert_(
             or more that is neither depthwise nor the classifier. A shell pattern on the dotted
             name, a list of them, or a predicate ``(name, module) -> bool``.
         exclude: Which weight layers and norms to leave alone, in the same forms.
+        preserve: Keep what the model computes in evaluation mode, as near as it can.
+        loader: Batches for `preserve` alone: tensors, tuples or lists whose first item is the
+            model's input, or mappings of its arguments. It is gone through once, to its end.
         kernel: Which implementation computes effective weights.
 
     Returns:
@@ -73,7 +111,8 @@ def convert_(
 
     Raises:
         RecipeError: If the recipe cannot be read.
-        ConversionError: If anything in the model cannot be converted as asked.
+        ConversionError: If anything in the model cannot be converted as asked; if the loader is
+            empty, of another form, or given without `preserve`.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(),
@@ -83,16 +122,31 @@ def convert_(
     """
     recipe = as_recipe(recipe)
     check_kernel(kernel)
-    drawn = draw(model, recipe, select, exclude)
+    if not isinstance(preserve, bool):
+        raise TypeError(f"preserve must be True or False, got {preserve!r}")
+    if loader is not None and not preserve:
+        raise ConversionError(
+            "loader serves preserve=True alone, to match the converted network with the one before;"
+            " give both or neither. The model is unchanged."
+        )
+    check_module(model)
+    batches = None if loader is None else Batches(model, loader)
+    example = None if batches is None else batches.first
+    drawn = draw(model, recipe, select, exclude, preserve=preserve, example=example)
     refused = [row for row in drawn.report if row.action == "refuse"]
     if refused:
         first, more = refused[0], len(refused) - 1
         others = f" {more} more {'is' if more == 1 else 'are'} refused." if more else ""
         raise ConversionError(f"{_where(first)} {first.reason}.{others} The model is unchanged.")
+    preservation = Preservation(model, drawn, batches) if preserve else None
     with _all_or_nothing() as undo:
-        _apply(model, drawn, recipe, kernel, undo)
+        _apply(model, drawn, recipe, kernel, undo, preserve=preserve)
+        report = drawn.report
+        if preservation is not None:
+            preservation.carry(undo)
+            report = preservation.finish(undo)
         _warn(drawn)
-    return drawn.report
+    return report
 
 
 def unconvert_(model: nn.Module) -> Report:
@@ -168,6 +222,8 @@ def _apply(
     recipe: Recipe,
     kernel: Kernel,
     undo: list[Callable[[], None]],
+    *,
+    preserve: bool,
 ) -> None:
     for module in drawn.biases:
         layout = layout_of(module)
@@ -187,7 +243,9 @@ def _apply(
         module = layer.module
         undo.append(lambda module=module: _restore(module))
         assert recipe.method is not None
-        host.install(module, recipe.method, layer.parameter, str(recipe), kernel, layer.name)
+        host.install(
+            module, recipe.method, layer.parameter, str(recipe), kernel, layer.name, preserve
+        )
     if drawn.layers:
         undo.append(lambda: checkpoint.remove_load_hook(model))
         checkpoint.add_load_hook(model)

@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from torch.nn.parameter import is_lazy
 
-from filterwise import norms
+from filterwise import demands, norms
 from filterwise.filters import CONVOLUTIONS, TRANSPOSED, check_module
 from filterwise.graph import trace
-from filterwise.host import base_class, converted, state_of
-from filterwise.methods.weight_standardization import WeightStandardization
+from filterwise.host import base_class
+from filterwise.preserve.carry import Carry, Found, find_carries
 from filterwise.report import Report, Row
-from filterwise.selection import WeightLayer, chooses, keep_reason, refusal
+from filterwise.selection import WeightLayer, chooses, keep_reason, refusal, whole_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from filterwise.graph import Flow
+    from filterwise.methods.method import Method
     from filterwise.recipe import Recipe
     from filterwise.selection import Selector
 
 __all__ = ["Draft", "draw"]
-
-WRAPPERS = {
-    "DataParallel": "DataParallel",
-    "DistributedDataParallel": "DDP: a gain added behind it would never be reduced",
-    "FullyShardedDataParallel": "FSDP",
-    "OptimizedModule": "torch.compile",
-    "ScriptModule": "TorchScript",
-    "RecursiveScriptModule": "TorchScript",
-}
 
 
 @dataclass
@@ -47,6 +37,9 @@ class Draft:
         biases: Layers that get a bias of zeros, since a norm behind them is removed.
         unnormalized: What to warn of layers that nothing normalizes; empty if there is none.
         demands: Notes that ask for something to be done.
+        removes: Whether norms are removed, not replaced.
+        carries: What layers take over from norms, where the function is to be kept.
+        followed: Norms by the layer whose output they alone take, likewise.
     """
 
     report: Report
@@ -55,6 +48,9 @@ class Draft:
     biases: list[nn.Module] = field(default_factory=list)
     unnormalized: str = ""
     demands: list[str] = field(default_factory=list)
+    removes: bool = False
+    carries: list[Carry] = field(default_factory=list)
+    followed: dict[str, str] = field(default_factory=dict)
 
 
 def draw(
@@ -62,42 +58,30 @@ def draw(
     recipe: Recipe,
     select: Selector | None = None,
     exclude: Selector | None = None,
+    *,
+    preserve: bool = False,
+    example: Any = None,
 ) -> Draft:
     """Work out what a conversion does, changing nothing and drawing no random number.
+
+    Args:
+        model: The model.
+        recipe: What to do.
+        select: As in `convert_`.
+        exclude: As in `convert_`.
+        preserve: Whether the function is to be kept.
+        example: Arguments to run the model on, where it cannot be traced.
 
     Raises:
         ConversionError: If a pattern matches nothing.
         TypeError: If the model is no module, or a selector none of its forms.
     """
     check_module(model)
-    reason = _whole_refusal(model)
+    reason = whole_refusal(model, preserve=preserve)
     if reason:
         row = Row("", type(model).__name__, "refuse", reason=reason)
         return Draft(Report([row], [], str(recipe)))
-    return _Drawing(model, recipe, select, exclude).draft()
-
-
-def _whole_refusal(model: nn.Module) -> str | None:
-    for name, module in model.named_modules():
-        wrapper = WRAPPERS.get(type(module).__name__)
-        if wrapper:
-            where = f" at {name}" if name else ""
-            return f"is wrapped{where} ({wrapper}); convert the inner model first, then wrap it"
-    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
-    if lazy:
-        return f"has parameters without a shape yet ({lazy[0]}, lazy); run it once, then convert it"
-    sharded = any(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
-    if sharded:
-        return "is sharded (FSDP2); convert it before fully_shard"
-    layers = list(converted(model))
-    if layers:
-        recipe = state_of(layers[0][1]).recipe
-        return (
-            f"is already converted ({len(layers)} layers, {recipe!r}; first:"
-            f" {layers[0][0] or type(model).__name__}); call unconvert_(model) to get its raw"
-            " weights back, then convert_ again (to mix methods, convert submodules one by one)"
-        )
-    return None
+    return _Drawing(model, recipe, select, exclude, preserve, example).draft()
 
 
 def _outermost(names: list[str]) -> list[str]:
@@ -118,8 +102,11 @@ class _Drawing:
         recipe: Recipe,
         select: Selector | None,
         exclude: Selector | None,
+        preserve: bool,
+        example: Any,
     ) -> None:
         self.model, self.recipe = model, recipe
+        self.preserve, self.has_example = preserve, example is not None
         self.weights = [
             layer
             for name, module in model.named_modules()
@@ -131,7 +118,7 @@ class _Drawing:
         self.selected = None if select is None else chooses(select, "select", names)
         excluded = [*names, *self.norm_names]
         self.excluded = None if exclude is None else chooses(exclude, "exclude", excluded)
-        self.flow: Flow = trace(model)
+        self.flow: Flow = trace(model, example)
         self.rows: list[Row] = []
         self.drawn = Draft(Report([], [], ""))
 
@@ -141,6 +128,8 @@ class _Drawing:
         for layer in self.weights:
             by_module.setdefault(layer.module_name, []).append(layer)
         self.removed = set(self._removed())
+        self.kept = {layer.name: self._why_kept(layer) for layer in self.weights}
+        self.carried = self._carried() if self.preserve else Found({}, {}, {})
         self.bare = self._bare()
         for name, module in self.model.named_modules():
             if name in self.norm_names:
@@ -151,6 +140,9 @@ class _Drawing:
             if id(module) in self.bare:
                 self._bias(name, module)
         self._nothing_selected()
+        self.drawn.removes = self.recipe.norm == "none"
+        self.drawn.carries = list(self.carried.carries.values())
+        self.drawn.followed = self.carried.followed
         self.drawn.report = Report(self.rows, self._notes(), str(self.recipe))
         return self.drawn
 
@@ -159,14 +151,33 @@ class _Drawing:
 
     def _removed(self) -> Iterator[str]:
         if self.recipe.norm == "none":
-            for name in self.norm_names:
-                if not self._leaves_out(name, self.model.get_submodule(name)):
-                    yield name
+            yield from self._touched()
+
+    def _touched(self) -> Iterator[str]:
+        for name in self.norm_names:
+            if not self._leaves_out(name, self.model.get_submodule(name)):
+                yield name
+
+    def _carried(self) -> Found:
+        """Find what layers take over from the norms that are removed, or replaced by groups."""
+        wanted = self.recipe.norm
+        return find_carries(
+            self.model,
+            self.flow,
+            self.weights,
+            {layer.module_name for layer in self.weights if self.kept[layer.name] is None},
+            [] if wanted in ("keep", "bn") else list(self._touched()),
+            whole=wanted == "none",
+            has_example=self.has_example,
+        )
 
     def _bare(self) -> dict[int, str]:
-        """Return, by id, layers without a bias that a removed norm follows directly."""
+        """Return, by id, layers without a bias that need one.
+
+        A removed norm follows them directly, or they take over the running mean of a replaced one.
+        """
         found = {}
-        for norm in self.removed:
+        for norm in {*self.removed, *self.carried.carries}:
             for name in self.flow.producers(norm) or ():
                 module = self.model.get_submodule(name)
                 if "bias" in module._parameters and module._parameters["bias"] is None:
@@ -196,8 +207,24 @@ class _Drawing:
             self.rows.append(Row(name, kind, "keep", reason=words))
             return
         action = "remove" if wanted == "none" else "replace"
+        words = "; ".join(filter(None, (words, self._what_stays(name))))
         self.rows.append(Row(name, kind, action, reason=words))
         self.drawn.norms.append((module, new))
+
+    def _what_stays(self, norm: str) -> str:
+        """Say what becomes of a norm's statistics and affine where the function is to be kept."""
+        if not self.preserve:
+            return ""
+        carry = self.carried.carries.get(norm)
+        if carry is None:
+            reason = self.carried.reasons.get(norm)
+            what = "scale and shift are" if norm in self.removed else "running statistics are"
+            return f"its {what} lost: {reason}" if reason else ""
+        if not carry.whole:
+            return f"running statistics went into {carry.layer_name}"
+        if carry.scales:
+            return f"scale and shift went into {carry.layer_name}"
+        return f"shift went into {carry.layer_name}, which gets no gain to take the scale"
 
     def _before(self, name: str) -> dict[str, Any]:
         """Return what the convolutions tell of a norm: its dimension, dtype and device.
@@ -212,21 +239,27 @@ class _Drawing:
                 return {"dimension": len(found[0].kernel_size), "like": found[0].weight}
         return {}
 
+    def _why_kept(self, layer: WeightLayer) -> str | None:
+        """Return why a weight layer gets no method; None if it does."""
+        if self.recipe.method is None:
+            return "the recipe has no method"
+        if self._leaves_out(layer.name, layer.module):
+            return "left out by exclude"
+        if self.selected is not None:
+            return None if self.selected(layer.name, layer.module) else "not selected"
+        return keep_reason(layer, self.flow)
+
     def _weight(self, layer: WeightLayer, taken: list[WeightLayer]) -> None:
-        method = self.recipe.method
-        keep = None
-        if method is None:
-            keep = "the recipe has no method"
-        elif self._leaves_out(layer.name, layer.module):
-            keep = "left out by exclude"
-        elif self.selected is not None:
-            keep = None if self.selected(layer.name, layer.module) else "not selected"
-        else:
-            keep = keep_reason(layer, self.flow)
+        method, keep = self.recipe.method, self.kept[layer.name]
         if keep is not None or method is None:
             self._row(layer, "keep", keep or "")
             return
-        refused = refusal(layer, method, self._owners(layer))
+        refused = refusal(layer, method, self._owners(layer), preserve=self.preserve)
+        if method.uses_input and self.preserve and not self.has_example and not refused:
+            refused = (
+                "cannot keep its function under equinorm without data: its gains depend on the mean"
+                " of its input; give loader=, or"
+            )
         if taken and not refused:
             refused = (
                 f"is the second weight of a module that takes one; {taken[0].name} is selected"
@@ -239,8 +272,7 @@ class _Drawing:
         words = []
         if not self._is_normalized(layer):
             words.append("nothing normalizes its output")
-        if method.has_gain:
-            words.append(f"{'gain' if method.learns_gain else 'fixed gain'} added")
+        words += self._added_words(method)
         self._row(layer, "convert", "; ".join(words))
         adds_bias = method.uses_input and method.has_gain
         if (
@@ -252,6 +284,13 @@ class _Drawing:
             self.rows.append(
                 Row(f"{layer.module_name}.bias".lstrip("."), "Parameter", "add", reason=reason)
             )
+
+    def _added_words(self, method: Method) -> list[str]:
+        gain = "gain" if method.learns_gain else "fixed gain"
+        if not self.preserve:
+            return [f"{gain} added"] if method.has_gain else []
+        offset = "offset" if method.has_offset else "fixed offset"
+        return [f"{gain} and {offset} added" if method.shifts else f"{gain} added"]
 
     def _owners(self, layer: WeightLayer) -> list[nn.Module]:
         words = layer.module_name.split(".") if layer.module_name else []
@@ -268,12 +307,15 @@ class _Drawing:
     def _bias(self, name: str, module: nn.Module) -> None:
         norm = self.bare[id(module)]
         reason = f"zeros, in place of the shift of {norm}"
+        if norm in self.carried.carries:
+            reason = f"in place of the {'shift' if norm in self.removed else 'mean'} of {norm}"
         self.rows.append(Row(f"{name}.bias".lstrip("."), "Parameter", "add", reason=reason))
         self.drawn.biases.append(module)
 
     def _is_normalized(self, layer: WeightLayer) -> bool:
         method = self.recipe.method
-        if method is None or not method.needs_norm:
+        # A gain that keeps the raw weight's scale fixes one, whatever the method.
+        if method is None or not method.needs_norm or self.preserve:
             return True
         return self.flow.normalized(layer.module_name, removed=self.removed)
 
@@ -294,15 +336,12 @@ class _Drawing:
         if wanted not in ("none", "keep") and not self.norm_names:
             notes.append(f"The model has no activation norm; none was inserted for {wanted!r}.")
         if self.flow.how == "registration order" and (self.drawn.layers or self.removed):
-            demand = (
-                "What follows what was guessed from the order of registration: check in this report"
-                " that the classifier was left alone, or say select=."
-            )
+            demand = demands.GUESSED
             notes.append(demand)
             self.drawn.demands.append(demand)
         bare = [layer for layer in self.drawn.layers if not self._is_normalized(layer)]
         if bare:
-            self.drawn.unnormalized = self._unnormalized(bare)
+            self.drawn.unnormalized = demands.unnormalized(self.recipe, bare)
             notes.append(self.drawn.unnormalized)
         single = [new for _, new in self.drawn.norms if _is_single(new)]
         if wanted == "gn" and single:
@@ -310,6 +349,12 @@ class _Drawing:
                 f"{len(single)} norms have one channel a group (32 channels in 32 groups),"
                 " which is instance normalization; gn(16) gives two channels a group."
             )
+        lost = [name for name in self.removed if name in self.carried.reasons]
+        lost += [name for name in self.removed if self._loses_scale(name)]
+        if lost and not self.has_example:
+            demand = demands.scale_lost(lost)
+            notes.append(demand)
+            self.drawn.demands.append(demand)
         method = self.recipe.method
         added = sum(row.action == "add" for row in self.rows)
         if self.drawn.layers and method is not None and method.learns_gain:
@@ -321,25 +366,6 @@ class _Drawing:
             )
         return notes
 
-    def _unnormalized(self, bare: list[WeightLayer]) -> str:
-        method, layer = self.recipe.method, bare[0]
-        grows = ""
-        if isinstance(method, WeightStandardization) and method.divide and method.scale == "unit":
-            times = math.sqrt(layer.fan_in / 2)
-            grows = (
-                f' "{method}" gives its weights standard deviation 1, so activations are about'
-                f" {times:.0f} times those of a He layer here (square root of half the fan-in,"
-                f" {layer.fan_in})."
-            )
-        norm = self.recipe.norm
-        advice = f'Leave it out with exclude="{layer.name}", or use "{norm}+wa"'
-        if norm == "none":
-            advice = f'Use Recipe("gn", {type(method).__name__}(...)) or "wa"'
-            if method is not None and not method.cells:
-                advice = f'Use "gn+{method}", or "wa"'
-        return (
-            f"nothing normalizes the output of {layer.name or 'the model'}"
-            f" ({base_class(layer.module).__name__}, weight {tuple(layer.weight.shape)}).{grows}"
-            f" {advice}, whose filters have He's scale. Shown once; check(model) lists"
-            f" every such layer ({len(bare)} here)."
-        )
+    def _loses_scale(self, norm: str) -> bool:
+        carry = self.carried.carries.get(norm)
+        return carry is not None and not carry.scales

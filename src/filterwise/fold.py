@@ -173,7 +173,8 @@ class _Folding:
                 self.reasons[name] = "no single convolution or linear layer hands its output to it"
                 continue
             host = plain.get_submodule(layer)
-            reason = why_not_merged(host, norm, has_example=self.arguments is not None)
+            asks_for = "example_input" if self.arguments is None else None
+            reason = why_not_merged(host, norm, asks_for=asks_for)
             if reason is None:
                 self.merged[layer] = name
             else:

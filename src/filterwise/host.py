@@ -25,6 +25,7 @@ from filterwise.state import (
     HostState,
     effective_weight,
     gain_of,
+    homes_of,
     inputs_of,
     is_converted,
     keeper_of,
@@ -32,6 +33,7 @@ from filterwise.state import (
     rename_keys,
     state_of,
 )
+from filterwise.values import first_values, own_tensors, start
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,6 +49,7 @@ __all__ = [
     "converted",
     "effective_weight",
     "gain_of",
+    "homes_of",
     "inputs_of",
     "install",
     "is_converted",
@@ -112,6 +115,8 @@ class Hosted(nn.Module):
         """Return the base class's text and the method."""
         state = self._filterwise
         words = [super().extra_repr(), str(state.method)]
+        if state.preserve:
+            words.append("preserve=True")
         if state.parameter != "weight":
             words.append(f"on {state.parameter}")
         if state.kernel != "auto":
@@ -120,7 +125,8 @@ class Hosted(nn.Module):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        checkpoint.write_options(destination, prefix, self._filterwise.method)
+        state = self._filterwise
+        checkpoint.write_options(destination, prefix, state.method, state.preserve)
 
     def _load_from_state_dict(
         self,
@@ -151,14 +157,17 @@ class Hosted(nn.Module):
             _replace_inputs(self)
         if prefix + state.parameter not in state_dict:
             return
-        absent = [name for name in _own_tensors(self) if prefix + name not in state_dict]
+        absent = [name for name in own_tensors(self) if prefix + name not in state_dict]
         for name in absent:
             if prefix + name in missing_keys:
                 missing_keys.remove(prefix + name)
-        _start(self, absent)
+        state.loaded_as = prefix
+        plain = checkpoint.KEY not in local_metadata
+        start(self, absent, state.preserve and plain and state.gain in absent)
         # A layer of another library has checkpoints without our options, and computes the same.
         if checkpoint.KEY in local_metadata or state.origin is None or absent:
-            state.loaded = checkpoint.compare_options(local_metadata, state.method)
+            found = checkpoint.compare_options(local_metadata, state.method, state.preserve)
+            state.loaded = found
         state.absent = tuple(absent)
 
 
@@ -201,11 +210,25 @@ def _hosted_class(base: type[nn.Module]) -> type[nn.Module]:
 
 
 def _forward_convolution(self: Any, input: Tensor) -> Tensor:
-    return self._conv_forward(input, effective_weight(self, input), self.bias)
+    weight = effective_weight(self, input, _dtype_of_use(self.weight))
+    return self._conv_forward(input, weight, self.bias)
+
+
+def _dtype_of_use(weight: Tensor) -> torch.dtype:
+    """Return the dtype that torch's own layers compute with: under autocast it is not the weight's.
+
+    Writing the effective weight in it saves autocast a pass over the weight, and in the backward
+    another.
+    """
+    dtype, device = weight.dtype, weight.device.type
+    if torch.compiler.is_compiling() or dtype == torch.float64:
+        return dtype
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
 
 
 def _forward_linear(self: Any, input: Tensor) -> Tensor:
-    return functional.linear(input, effective_weight(self, input), self.bias)
+    weight = effective_weight(self, input, _dtype_of_use(self.weight))
+    return functional.linear(input, weight, self.bias)
 
 
 def _forward_transposed(self: Any, input: Tensor, output_size: list[int] | None = None) -> Tensor:
@@ -218,7 +241,7 @@ def _forward_transposed(self: Any, input: Tensor, output_size: list[int] | None 
         functional.conv_transpose2d,
         functional.conv_transpose3d,
     )[spatial - 1]
-    weight = effective_weight(self, input)
+    weight = effective_weight(self, input, _dtype_of_use(self.weight))
     return convolve(
         input,
         weight,
@@ -278,32 +301,30 @@ def install(
     recipe: str,
     kernel: Kernel = "auto",
     label: str = "",
+    preserve: bool = False,
 ) -> None:
     """Convert one layer in place: it gets its gain and the class that computes with it.
 
     The caller has checked that the method suits the layer. Nothing is changed if this raises, the
-    raw weight never, and no random number is drawn.
+    raw weight never, and no random number is drawn. With `preserve` the gain and the offset (a
+    buffer where the method does not learn it) make the effective weight the raw one.
     """
     weight = getattr(module, parameter)
-    state = HostState(method, parameter, layout_of(module, parameter), recipe, kernel, label)
+    layout = layout_of(module, parameter)
+    state = HostState(method, parameter, layout, recipe, kernel, label, preserve=preserve)
     cls = _hosted_class(type(module))
     added: dict[str, nn.Parameter | Tensor] = {}
     with torch.inference_mode(False), torch.no_grad():
-        if method.has_gain:
-            start = method.gain_start(state.layout.matrix(weight.detach())).clone()
-            added[state.name("gain")] = (
-                nn.Parameter(start, weight.requires_grad) if method.learns_gain else start
-            )
-        if method.has_offset:
-            offset = weight.new_zeros(state.layout.filters(weight.shape))
-            added[state.name("offset")] = nn.Parameter(offset, weight.requires_grad)
-        if isinstance(method, EquilibriumNormalization):
-            added |= balance.buffers(module, method, weight)
-            if method.affine and module._parameters.get("bias") is None:
-                state.adds_bias = True
-                added["bias"] = nn.Parameter(
-                    weight.new_zeros(weight.shape[0]), weight.requires_grad
-                )
+        equinorm = isinstance(method, EquilibriumNormalization)
+        statistics = balance.buffers(module, method, weight) if equinorm else {}
+        values = first_values(state, weight.detach(), statistics.get("input_mean"), preserve)
+        for name, value in values.items():
+            learns = method.learns_gain if name == state.gain else method.has_offset
+            added[name] = nn.Parameter(value, weight.requires_grad) if learns else value
+        added |= statistics
+        if equinorm and method.has_gain and module._parameters.get("bias") is None:
+            state.adds_bias = True
+            added["bias"] = nn.Parameter(weight.new_zeros(weight.shape[0]), weight.requires_grad)
     try:
         for name, value in added.items():
             if isinstance(value, nn.Parameter):
@@ -357,36 +378,7 @@ def uninstall(module: nn.Module, *, plain: bool = False) -> None:
     if state.keeper is not None:
         state.keeper.release()
     if state.origin is None or plain:
-        _take_away(module, [name for name in _own_tensors(module) if name != "bias"])
+        _take_away(module, [name for name in own_tensors(module) if name != "bias"])
     else:
         _take_away(module, [])
         state.origin.restore(module)
-
-
-def _own_tensors(module: nn.Module) -> list[str]:
-    """Return the names of the method's parameters and buffers in the layer."""
-    state = state_of(module)
-    names = [name for name in (state.gain, state.offset) if name is not None]
-    names += [name for name in balance.BUFFERS if name in module._buffers]
-    return [*names, "bias"] if state.adds_bias else names
-
-
-def _start(module: nn.Module, names: list[str]) -> None:
-    """Set parameters and buffers that a checkpoint does not have to their initial values."""
-    state = state_of(module)
-    weight = getattr(module, state.parameter).detach()
-    with torch.no_grad():
-        for name in names:
-            old = getattr(module, name)
-            if name == state.gain:
-                start = state.method.gain_start(state.layout.matrix(weight)).reshape(old.shape)
-            elif name in ("input_mean", "geometry_factor"):
-                start = torch.ones_like(old, device=weight.device)
-            else:
-                start = torch.zeros_like(old, device=weight.device)
-            if old.device == start.device:
-                old.copy_(start)
-            elif isinstance(old, nn.Parameter):  # a checkpoint assigned into a meta model
-                module._parameters[name] = nn.Parameter(start, old.requires_grad)
-            else:
-                module._buffers[name] = start

@@ -118,13 +118,13 @@ def is_batch_norm(module: nn.Module) -> bool:
     return isinstance(module, nn.modules.batchnorm._BatchNorm) or is_frozen(module)
 
 
-def why_not_merged(layer: Any, norm: Any, *, has_example: bool) -> str | None:
+def why_not_merged(layer: Any, norm: Any, *, asks_for: str | None) -> str | None:
     """Return why a BatchNorm cannot go into the layer that it follows, or None.
 
     Args:
         layer: A convolution or linear layer.
         norm: The BatchNorm that takes its output.
-        has_example: Whether the whole model is compared on an example input.
+        asks_for: The argument with which the caller could run the whole model, if it has none.
     """
     if parametrize.is_parametrized(layer) or "weight" not in layer._parameters:
         return "that layer's weight is computed from other parameters"
@@ -132,8 +132,8 @@ def why_not_merged(layer: Any, norm: Any, *, has_example: bool) -> str | None:
         return "it keeps no running statistics"
     if norm.running_mean.numel() != layout_of(layer).filters(layer.weight.shape):
         return "it normalizes another axis than the layer's filters"
-    if isinstance(layer, nn.Linear) and not has_example:
-        return "a linear layer's output can have more than two axes; give example_input"
+    if isinstance(layer, nn.Linear) and asks_for is not None:
+        return f"a linear layer's output can have more than two axes; give {asks_for}"
     if layer._forward_hooks or norm._forward_pre_hooks or norm._forward_hooks:
         return "a hook sees what passes between them"
     try:

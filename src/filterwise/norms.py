@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["channels", "is_norm", "normalizes", "replacement"]
+__all__ = ["channels", "is_norm", "normalize", "normalizes", "replacement"]
 
 GROUPS = 32
 BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
@@ -361,7 +361,7 @@ def _refuse_hidden_work(norm: nn.Module) -> None:
         shape = (2, _channels(norm), *[3] * (_dimension(norm) or 2))
         x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         with torch.no_grad():
-            kept = _normalize(probe, x)
+            kept = normalize(probe, x)
             if kept is None:
                 return
             for part in _rest(probe).values():
@@ -376,8 +376,11 @@ def _refuse_hidden_work(norm: nn.Module) -> None:
         )
 
 
-def _normalize(norm: Any, x: Tensor) -> Tensor | None:
-    """Compute the norm alone, in evaluation; None for a formula that is not known here."""
+def normalize(norm: Any, x: Tensor) -> Tensor | None:
+    """Compute a norm alone, in evaluation, without what is fused into it.
+
+    None for a formula that is not known here.
+    """
     affine = (norm.weight, norm.bias)
     if isinstance(norm, nn.GroupNorm):
         return functional.group_norm(x, norm.num_groups, *affine, norm.eps)

@@ -32,6 +32,8 @@ class Row:
         reason: Why, in words.
         fan_in: Weights in one filter; None for a norm and for an added parameter.
         filters: Number of filters; None for a norm and for an added parameter.
+        difference: With ``preserve=True`` how far the row's output is from what it was, relative to
+            its largest entry (`convert_`); None where that was not measured.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Row:
     reason: str = ""
     fan_in: int | None = None
     filters: int | None = None
+    difference: float | None = None
 
 
 class _Records(Sequence[_RowT]):
@@ -132,13 +135,16 @@ class Report(_Records[Row]):
                 f"{row.action} {row.method}" if row.method else row.action,
                 row.reason,
                 "" if row.fan_in is None else str(row.fan_in),
+                _figure(row.difference),
             )
             for row in self.rows
         ]
         blocks = []
         if cells:
-            headers = ("layer", "kind", "what", "why", "fan-in")
-            blocks.append(text_table(headers, cells, right={"fan-in"}))
+            headers = ["layer", "kind", "what", "why", "fan-in", "difference"]
+            if all(row.difference is None for row in self.rows):
+                headers, cells = headers[:-1], [cell[:-1] for cell in cells]
+            blocks.append(text_table(headers, cells, right={"fan-in", "difference"}))
         recipe = f" ({self.recipe})" if self.recipe else ""
         blocks.append(self.summary + recipe)
         if self.notes:

@@ -9,12 +9,13 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from filterwise import balance
 from filterwise.errors import ConversionError
 from filterwise.filters import CONVOLUTIONS, TRANSPOSED, layout_of, weight_name
-from filterwise.host import base_class, is_converted, state_of
+from filterwise.host import base_class, converted, is_converted, state_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +23,15 @@ if TYPE_CHECKING:
     from filterwise.graph import Flow
     from filterwise.methods.method import Method
 
-__all__ = ["SMALLEST_FAN_IN", "Selector", "WeightLayer", "chooses", "keep_reason", "refusal"]
+__all__ = [
+    "SMALLEST_FAN_IN",
+    "Selector",
+    "WeightLayer",
+    "chooses",
+    "keep_reason",
+    "refusal",
+    "whole_refusal",
+]
 
 Selector = str | Sequence[str] | Callable[[str, nn.Module], bool]
 """A shell pattern on the dotted name, a list of them, or a predicate ``(name, module) -> bool``."""
@@ -47,6 +56,16 @@ STANDARDIZED = frozenset(
     }
 )
 """Classes of other libraries that standardize their weight themselves."""
+
+
+WRAPPERS = {
+    "DataParallel": "DataParallel",
+    "DistributedDataParallel": "DDP: a gain added behind it would never be reduced",
+    "FullyShardedDataParallel": "FSDP",
+    "OptimizedModule": "torch.compile",
+    "ScriptModule": "TorchScript",
+    "RecursiveScriptModule": "TorchScript",
+}
 
 
 @dataclass(frozen=True)
@@ -146,13 +165,16 @@ def keep_reason(layer: WeightLayer, flow: Flow) -> str | None:
     return None
 
 
-def refusal(layer: WeightLayer, method: Method, owners: Sequence[nn.Module]) -> str | None:
+def refusal(
+    layer: WeightLayer, method: Method, owners: Sequence[nn.Module], *, preserve: bool = False
+) -> str | None:
     """Return why a selected layer cannot be converted, or None; the way out is named.
 
     Args:
         layer: The layer.
         method: What it would get.
         owners: The layer's module and all modules around it.
+        preserve: Whether it gets a gain and an offset that its method may not have.
     """
     module = layer.module
     kind = base_class(module).__name__
@@ -174,8 +196,8 @@ def refusal(layer: WeightLayer, method: Method, owners: Sequence[nn.Module]) -> 
             name = type(owner).__name__
             return f"is read by {name} behind its back, so that a method would have no effect"
     prefix = "" if layer.parameter == "weight" else f"{layer.parameter}_"
-    added = ["gain"] if method.has_gain else []
-    added += ["offset"] if method.has_offset else []
+    added = ["gain"] if method.has_gain or preserve else []
+    added += ["offset"] if method.has_offset or (preserve and method.shifts) else []
     added = [prefix + role for role in added]
     added += balance.BUFFERS if method.uses_input else ()
     taken = [name for name in added if hasattr(module, name)]
@@ -186,3 +208,34 @@ def refusal(layer: WeightLayer, method: Method, owners: Sequence[nn.Module]) -> 
     if method.uses_input and (reason := balance.refusal(module)):
         return reason
     return method.refuses(tuple(layer.weight.shape), layout_of(module, layer.parameter))
+
+
+def whole_refusal(model: nn.Module, *, preserve: bool = False) -> str | None:
+    """Return why a model cannot be converted as a whole, or None; the way out is named.
+
+    Args:
+        model: The model.
+        preserve: Whether its function is to be kept.
+    """
+    for name, module in model.named_modules():
+        wrapper = WRAPPERS.get(type(module).__name__)
+        if wrapper:
+            where = f" at {name}" if name else ""
+            return f"is wrapped{where} ({wrapper}); convert the inner model first, then wrap it"
+    lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
+    if lazy:
+        return f"has parameters without a shape yet ({lazy[0]}, lazy); run it once, then convert it"
+    if preserve and any(parameter.is_meta for parameter in model.parameters()):
+        return "is on the meta device and has no values to preserve; load them, then convert it"
+    sharded = any(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
+    if sharded:
+        return "is sharded (FSDP2); convert it before fully_shard"
+    layers = list(converted(model))
+    if layers:
+        recipe = state_of(layers[0][1]).recipe
+        return (
+            f"is already converted ({len(layers)} layers, {recipe!r}; first:"
+            f" {layers[0][0] or type(model).__name__}); call unconvert_(model) to get its raw"
+            " weights back, then convert_ again (to mix methods, convert submodules one by one)"
+        )
+    return None

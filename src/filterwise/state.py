@@ -12,7 +12,7 @@ from filterwise.keeping import Computation, Keeper, can_keep, compute
 from filterwise.methods.equinorm import EquilibriumNormalization
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor, nn
 
@@ -26,6 +26,7 @@ __all__ = [
     "Origin",
     "effective_weight",
     "gain_of",
+    "homes_of",
     "inputs_of",
     "is_converted",
     "keeper_of",
@@ -64,11 +65,14 @@ class HostState:
         adds_bias: Whether the method gave the layer a bias it did not have.
         assigning: True while a checkpoint is loaded, when the raw weight may be a new parameter.
         loaded: What the last load found in place of these options, until it was said.
+        loaded_as: The layer's prefix in that load.
         absent: What it did not find of the method's parameters and buffers, likewise.
         looked: Modes in which an EquiNorm layer's first batch was looked at.
         sharded: Whether the raw weight was ever a shard of FSDP, which cannot be kept.
         keeps: Whether effective weights are kept in evaluation.
         keeper: What the layer keeps, once it does; never copied with the layer.
+        preserve: Whether it was converted with ``preserve=True``: where its method has no gain or
+            no offset, buffers serve, so that the effective weight could start as the raw one.
         gain: Name in the layer of the gain, a parameter or buffer; None if it has none. By default
             what the method says; a layer can also have gains that its method does not.
         offset: Name of the offset, likewise.
@@ -86,11 +90,13 @@ class HostState:
     adds_bias: bool = False
     assigning: bool = False
     loaded: str | None = None
+    loaded_as: str = ""
     absent: tuple[str, ...] = ()
     looked: set[str] = field(default_factory=set)
     sharded: bool = False
     keeps: bool = True
     keeper: Keeper | None = None
+    preserve: bool = False
     gain: str | None = None
     offset: str | None = None
     origin: Origin | None = None
@@ -98,9 +104,10 @@ class HostState:
 
     def __post_init__(self) -> None:
         """Name the tensors once; a forward reads them every time."""
-        if self.gain is None and self.method.has_gain:
+        method, preserve = self.method, self.preserve
+        if self.gain is None and (method.has_gain or preserve):
             self.gain = self.name("gain")
-        if self.offset is None and self.method.has_offset:
+        if self.offset is None and (method.has_offset or (preserve and method.shifts)):
             self.offset = self.name("offset")
         self.sources = tuple(filter(None, (self.parameter, self.gain, self.offset)))
 
@@ -180,30 +187,47 @@ def inputs_of(module: nn.Module) -> tuple[Tensor, ...]:
     return tuple(tensors)
 
 
-def effective_weight(module: nn.Module, input: Tensor | None = None) -> Tensor:
+def homes_of(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+    """Yield the dictionary, name and value of each tensor that `inputs_of` gives."""
+    names = [*state_of(module).sources, *balance.BUFFERS]
+    for home in (module._parameters, module._buffers, module.__dict__):
+        for name in names:
+            value = home.get(name)
+            if isinstance(value, torch.Tensor):
+                yield home, name, value
+
+
+def effective_weight(
+    module: nn.Module, input: Tensor | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
     """Return what a converted layer computes with, as part of the graph.
 
     Args:
         module: A converted layer.
         input: The layer's input. Only EquiNorm in training reads it (and then updates its running
             mean); in evaluation, or without an input, EquiNorm takes the running mean.
+        dtype: What it will be used in, written at once where it can be; None is the raw weight's.
 
     Returns:
-        Tensor of the raw weight's shape, dtype and strides. Inside `defer`, and without gradient in
+        Tensor of the raw weight's shape and strides. Inside `defer`, and without gradient in
         evaluation, it is a kept weight, which the next step may write over: clone it to keep it.
     """
     state = state_of(module)
     tensors = inputs_of(module)
-    held = _held(module, state, tensors)
+    held = _held(module, state, tensors, dtype)
     if held is not None:
         return held
     method = state.method
     if isinstance(method, EquilibriumNormalization):
-        return balance.effective_weight(module, method, tensors[0], gain_of(module), input)
-    return compute(state.computation, tensors)
+        return balance.effective_weight(
+            module, method, tensors[0], gain_of(module), input, offset_of(module)
+        )
+    return compute(state.computation, tensors, dtype)
 
 
-def _held(module: nn.Module, state: HostState, tensors: tuple[Tensor, ...]) -> Tensor | None:
+def _held(
+    module: nn.Module, state: HostState, tensors: tuple[Tensor, ...], dtype: torch.dtype | None
+) -> Tensor | None:
     """Return the kept weight where one may be used; None asks for the ordinary way."""
     if torch.compiler.is_compiling():  # versions and addresses cannot be guarded in a graph
         return None
@@ -219,7 +243,7 @@ def _held(module: nn.Module, state: HostState, tensors: tuple[Tensor, ...]) -> T
     first = state.method.uses_input and "evaluation" not in state.looked
     if first or not can_keep(tensors):
         return None
-    return keeper_of(module).at_rest(tensors)
+    return keeper_of(module).at_rest(tensors, dtype)
 
 
 def rename_keys(module: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -143,3 +145,20 @@ def test_an_earlier_record_stays_when_a_command_is_refused(benchmark, tmp_path):
     code, _, _, record = benchmark("bars", "--only", "nothing")
     assert code == 2
     assert record == {"benchmark": "earlier"}
+
+
+def test_stopped_it_writes_down_what_was_finished(benchmark, monkeypatch):
+    from harness import nets
+
+    def stopped():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    small = nets.NETS["small"]
+    monkeypatch.setitem(nets.NETS, "small", dataclasses.replace(small, make=stopped))
+    words = ("--rounds", "1", "--nets", "toy,small", "--contestants", "gn", "--threads", "1")
+    code, printed, aside, record = benchmark("step", *words)
+    assert code == 130
+    assert [row["net"] for row in record["rows"]] == ["toy"]
+    assert "stopped before the end" in record["notes"][0]
+    assert "6 layers" in printed
+    assert "stopped before the end" in aside

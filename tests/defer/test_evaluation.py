@@ -344,3 +344,41 @@ def test_state_of_a_layer_shows_nothing_kept_in_its_repr():
     assert repr(model) == before
     assert "kept" not in repr(model)
     assert state_of(model.first).keeps
+
+
+def test_under_autocast_it_is_kept_in_the_dtype_of_the_convolution():
+    model = network().float().eval()
+    x = X.float()
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            first = model(x)
+            bytes_of_weights = sum(m.weight.nbytes for m in (model.first, model.second, model.last))
+            assert held_bytes(model) == bytes_of_weights // 2
+            assert torch.equal(model(x), first)
+        assert at_rest(model.first).dtype == torch.float32
+        fw.keep_weights(model, False)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(model(x), first)
+
+
+def test_streams_of_a_gpu_do_not_share_what_is_kept(monkeypatch):
+    """One may read what another has not yet written."""
+    from filterwise.keeping import keeper
+
+    model = network().eval()
+    before = at_rest(model.first)
+    assert at_rest(model.first) is before
+    monkeypatch.setattr(keeper, "_stream", lambda _: 7)
+    assert at_rest(model.first) is not before
+
+
+def test_nothing_is_kept_in_a_cuda_graph(monkeypatch):
+    """A replay would read the kept weight's address and never look whether it is stale."""
+    model = network().eval()
+    before = at_rest(model.first)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    captured = at_rest(model.first)
+    assert captured is not before
+    assert at_rest(model.first) is not captured
+    torch.testing.assert_close(captured, before, rtol=1e-12, atol=1e-12)

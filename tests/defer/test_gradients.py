@@ -124,3 +124,15 @@ def test_strided_and_channels_last_weights():
 
     expected, got = both(scenario, build)
     assert got == expected
+
+
+def test_gradients_are_ready_layer_by_layer():
+    """Nothing is held back until the end: a reduction can begin with the last layer."""
+    model = network()
+    order = []
+    for name in ("last", "second", "first"):
+        layer = model.get_submodule(name)
+        layer.weight.register_post_accumulate_grad_hook(lambda _, name=name: order.append(name))
+    model.norm.register_full_backward_hook(lambda *_: order.append("norm"))
+    accumulate(model, micro_batches(2, 1), fw.defer)
+    assert order == ["norm", "last", "second", "norm", "first"]

@@ -303,3 +303,73 @@ def test_torch_func_over_a_deferred_model():
         found = grad(lambda p: functional_call(model, p, THREE[1]).sin().sum())(parameters)
     assert all(torch.isfinite(gradient).all() for gradient in found.values())
     assert_same_gradients(gradients(model), before, within=0.0)
+
+
+@pytest.mark.parametrize("early_deferred", [True, False])
+def test_backward_when_another_window_has_opened_meanwhile(early_deferred):
+    """Its effective weights are the same numbers, written again: what was saved stays valid."""
+
+    def scenario(model, defer):
+        with defer(model, enabled=early_deferred):
+            early = loss(model, THREE[0])
+        with defer(model, enabled=False):
+            pass
+        with defer(model):
+            loss(model, THREE[1]).backward()
+        with defer(model, enabled=False):
+            (early + loss(model, THREE[2])).backward()
+        with defer(model, enabled=False):
+            pass
+
+    both(scenario)
+
+
+@pytest.mark.parametrize("kind", ["in place", "fused step"])
+def test_backward_of_weights_that_are_gone_is_refused_by_torch(kind):
+    model = network()
+    with fw.defer(model):
+        early = loss(model, THREE[0])
+    with torch.no_grad():
+        if kind == "in place":
+            model.second.weight.add_(0.1)
+        else:
+            for p in model.parameters():
+                p.grad = torch.ones_like(p)
+            torch.optim.SGD(model.parameters(), 0.1, fused=True).step()
+            model.zero_grad()
+    accumulate(model, THREE, fw.defer)
+    with pytest.raises(RuntimeError):
+        early.backward()
+
+
+def test_two_losses_under_checkpointing_inside_a_window():
+    """The second backward repeats forwards when the first has closed the window."""
+
+    def scenario(model, defer):
+        with defer(model):
+            loss(model, THREE[0]).backward()
+        with defer(model, enabled=False):
+            out = model(THREE[1])
+            out.square().sum().backward(retain_graph=True)
+            out.sin().sum().backward()
+
+    both(scenario, lambda: network(make=Checkpointed))
+
+
+@pytest.mark.parametrize("reentrant", [True, False], ids=["reentrant", "not"])
+def test_fused_step_then_a_bare_micro_batch_under_checkpointing(reentrant):
+    """No counter sees the step, and a reentrant forward runs without gradient at first."""
+
+    def build():
+        model = network(make=Checkpointed)
+        model.reentrant = reentrant
+        return model
+
+    def scenario(model, defer):
+        optimizer = torch.optim.AdamW(model.parameters(), 0.05, fused=True)
+        accumulate(model, THREE, defer)
+        optimizer.step()
+        optimizer.zero_grad()
+        loss(model, THREE[0]).backward()
+
+    both(scenario, build, within=1e-10)

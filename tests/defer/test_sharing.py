@@ -355,3 +355,61 @@ def test_gain_frozen_or_thawed_between_micro_batches(thawed, closer):
                 loss(model, THREE[2]).backward()
 
     both(scenario)
+
+
+@pytest.mark.parametrize("last", ["bare", "later"])
+@pytest.mark.parametrize("to_none", [True, False])
+def test_zero_grad_is_seen_by_a_tied_layer_that_what_follows_does_not_use(to_none, last):
+    """The gradient that comes next must not hide it."""
+
+    def scenario(model, defer):
+        with defer(model):
+            pending = loss(model, THREE[1])
+            loss(model, THREE[0]).backward()
+        model.zero_grad(set_to_none=to_none)
+        if last == "later":
+            pending.backward()
+            with defer(model, enabled=False):
+                pass
+        else:
+            model.skip = {"other"}
+            loss(model, THREE[2]).backward()
+
+    both(scenario, lambda: tied(plain=True))
+
+
+def test_zero_grad_leaves_zeros_of_gains_too():
+    """A step with gradients of zero decays weights; one without gradients does not."""
+
+    def scenario(model, defer):
+        optimizer = torch.optim.AdamW(model.parameters(), 0.1)
+        with defer(model):
+            loss(model, THREE[0]).backward()
+        model.zero_grad(set_to_none=False)
+        optimizer.step()
+
+    both(scenario)
+
+
+def test_gain_frozen_between_micro_batches_of_tied_layers():
+    """What one layer hands over then reaches the raw weight on its own, as a backward's root."""
+
+    def scenario(model, defer):
+        with defer(model):
+            loss(model, THREE[0]).backward()
+        model.one.gain.requires_grad_(False)
+        accumulate(model, THREE, defer)
+
+    both(scenario, tied)
+
+
+def test_weight_frozen_between_forward_and_backward():
+    def scenario(model, defer):
+        with defer(model):
+            value = loss(model, THREE[0])
+        model.second.weight.requires_grad_(False)
+        value.backward()
+        with defer(model, enabled=False):
+            pass
+
+    both(scenario)

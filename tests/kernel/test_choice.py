@@ -92,3 +92,17 @@ def test_packages_are_imported_when_first_used():
         [sys.executable, "-W", "error", "-c", IMPORTS], capture_output=True, text=True, check=True
     )
     assert json.loads(out.stdout) == [[False, False], [False, False], [True, False]]
+
+
+def test_a_kernel_that_fails_to_prepare_is_said_and_passed_over(monkeypatch):
+    """Triton on a machine without a C compiler fails when it first launches."""
+    pytest.importorskip("triton", reason="triton is not installed: it comes with torch for CUDA")
+
+    class Module:
+        @staticmethod
+        def prepare():
+            raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(choice, "module_of", lambda _: Module)
+    with pytest.warns(FilterwiseWarning, match="triton is installed but .*C compiler"):
+        assert not choice._works.__wrapped__("triton")

@@ -45,6 +45,17 @@ def test_equals_the_published_formula_at_any_size(shape):
     assert_right(one, out, found, 3e-7)
 
 
+@pytest.mark.parametrize("weight", DTYPES)
+def test_any_size_in_every_dtype(weight):
+    """Against the formula in float64, from the weights as they are stored."""
+    dtype = DTYPES[weight]
+    rounding = {torch.float64: 1e-14, torch.float32: 3e-7}.get(dtype, 2 * torch.finfo(dtype).eps)
+    cases = [case("ws", shape, dtype, mean=0.2) for shape in ((1, 40_000), (8192, 16), (1, 16))]
+    for one, out, found in zip(cases, *run(cpu, cases), strict=True):
+        assert_right(one, out, found, rounding)
+    assert_as_eager(cpu, cases, effective=2 * rounding, gradient=20 * rounding)
+
+
 def test_a_mean_of_ten_million_deviations_costs_nothing():
     cases = [case(text, (4, 576), mean=1e4, std=1e-3) for text in METHODS]
     outs, gradients = run(cpu, cases)

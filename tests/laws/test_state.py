@@ -92,7 +92,7 @@ def test_law26_raw_weights_of_converted_to_plain(case: NetCase):
     plain.load_state_dict({key: state[key] for key in plain.state_dict()}, strict=True)
     for name, value in plain.named_parameters():
         assert_same(value.detach(), net.get_parameter(name).detach(), name)
-    if not case.method.has_gain:
+    if not case.has_gain:
         plain.load_state_dict(state, strict=True)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import filterwise as fw
-from filterwise import checkpoint, convert, host
+from filterwise import checkpoint, convert, host, values
 from support.faults import FAULTS, fault
 
 __all__ = ["FAULTS"]
@@ -205,7 +205,7 @@ def loads_without_a_word():
 @fault
 def forgets_start():
     """Leaves an old gain beside weights that have none."""
-    with patch.object(host, "_start", lambda *_: None):
+    with patch.object(host, "start", lambda *_: None):
         yield
 
 
@@ -267,4 +267,28 @@ def decays_gains():
         "param_groups",
         lambda model, _: [groups[0] | {"params": list(model.parameters())}, groups[1]],
     ):
+        yield
+
+
+def _preserving(spoil: Callable[[Tensor, Tensor | None], Any]) -> AbstractContextManager[Any]:
+    """Return a context in which a preserved layer starts with another gain or offset."""
+    right = values.preserving_values
+
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        return spoil(*right(*args, **kwargs))
+
+    return patch.object(values, "preserving_values", wrong)
+
+
+@fault
+def mean_not_put_back():
+    """Undoes the division and leaves the filter centred."""
+    with _preserving(lambda gain, offset: (gain, None if offset is None else 0 * offset)):
+        yield
+
+
+@fault
+def division_not_undone():
+    """Puts the mean back and leaves the filter at the method's scale."""
+    with _preserving(lambda gain, offset: (torch.ones_like(gain), offset)):
         yield

@@ -51,11 +51,17 @@ class NetCase:
 
     name: str
     norm: str = "keep"
+    preserve: bool = False
 
     @property
     def id(self) -> str:
         """As in ``keep+ws``."""
-        return f"{self.norm}+{self.name}"
+        return f"{self.norm}+{self.name}{',preserve' if self.preserve else ''}"
+
+    @property
+    def has_gain(self) -> bool:
+        """Whether converted layers have gains."""
+        return self.method.has_gain or self.preserve
 
     @property
     def method(self) -> Any:
@@ -85,6 +91,8 @@ class NetCase:
         """Convert a net; what nothing normalizes is meant here."""
         if self.exclude:
             options.setdefault("exclude", self.exclude)
+        if self.preserve:
+            options.setdefault("preserve", True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", fw.FilterwiseWarning)
             return fw.convert_(net, fw.Recipe(self.norm, self.method), **options)
@@ -98,6 +106,7 @@ class NetCase:
 
 
 NET_CASES = [NetCase(name) for name in METHODS] + [NetCase("ws", "gn"), NetCase("wa", "none")]
+NET_CASES += [NetCase("ws", preserve=True), NetCase("wa", "none", preserve=True)]
 
 
 def batch(

@@ -40,6 +40,7 @@ class GatheringWeight(KeptWeight):
         backwards: How many backward passes were gathered.
         learned: Which of the tensors required a gradient when it began to gather.
         retired: Whether its window is closed and an ordinary forward has come since.
+        goes_alone: Whether a backward of its group has passed it by, as where it was not used.
     """
 
     def __init__(self, how: Computation, tensors: Sequence[Tensor], names: tuple[str, ...]) -> None:
@@ -50,6 +51,7 @@ class GatheringWeight(KeptWeight):
         self.backwards = 0
         self.learned: tuple[bool, ...] = ()
         self.retired = False
+        self.goes_alone = False
         self._sum: Tensor | None = None
         self._shown: Tensor | None = None
         self._seen: Tensor | None = None
@@ -72,12 +74,20 @@ class GatheringWeight(KeptWeight):
         self._leaf = weakref.ref(leaf)
         return leaf
 
-    def enter(self, window: Window, label: str, tensors: Sequence[Tensor]) -> None:
+    def enter(self, window: Window) -> None:
         """Get ready to be filled for a window."""
-        self.label = label
-        self.take_from(tensors)
         self._window, self._generation = weakref.ref(window), window.generation
         self.retired = False
+
+    @property
+    def has_gathered(self) -> bool:
+        """Whether anything was gathered; `gathered` looks whether `zero_grad` has dropped it."""
+        return self._sum is not None
+
+    def as_output(self) -> Tensor:
+        """Return the kept weight in the raw weight's dtype, for a node to be put behind it."""
+        values, dtype = self.values, self.tensors[0].dtype
+        return values.detach() if values.dtype is dtype else values.to(dtype)
 
     def learns(self) -> tuple[bool, ...]:
         """Tell which of the tensors require a gradient now."""
@@ -115,7 +125,8 @@ class GatheringWeight(KeptWeight):
         weight = self.tensors[0]
         if first:
             self.learned = self.learns()
-            self._guards.append(weight.register_hook(self._step_aside))
+            if self.learned[0]:  # it may have been frozen since the forward
+                self._guards.append(weight.register_hook(self._step_aside))
             window = self.window
             if window is not None:
                 self._holds = window
@@ -156,32 +167,51 @@ class GatheringWeight(KeptWeight):
                 self._awaits = False
                 self._show()
                 return self._sum
-            self._forget()
+            self._dropped(to_none=True)
             return None
         others = [one for one in self._others() if one._seen is gradient]
         if any(one._seen_version == gradient._version for one in others):
             self._see(gradient)
         elif not bool(gradient.any()):
-            self._forget()
+            self._dropped(to_none=False)
             return None
         elif self._shown is not None:
             self._rescaled = True
         self._see(gradient)
         return self._sum
 
-    def _step_aside(self, gradient: Tensor) -> None:
+    def _dropped(self, *, to_none: bool) -> None:
+        """Forget what `zero_grad` has dropped, of every layer on the raw weight.
+
+        They forget at once, since a gradient that comes next would hide that from the others. Gain
+        and offset get the zeros that would have been left of their part.
+        """
+        for one in (self, *self._others()):
+            for tensor, learned in zip(one.tensors[1:], one.learned[1:], strict=True):
+                if learned and not to_none and tensor.grad is None:
+                    tensor.grad = torch.zeros_like(tensor)
+            one._forget()
+
+    def _step_aside(self, gradient: Tensor | None) -> None:
         """Make way for a gradient that reaches the raw weight by another path."""
-        del gradient
-        weight = self.tensors[0]
-        if not adds_up(torch.autograd.graph.get_gradient_edge(weight).node):
+        if gradient is None:  # what a group's node says of a layer that was not used
             return
-        self._awaits = True
-        if len(self._guards) == 1:
-            note = partial(_note, weakref.ref(self))
-            self._guards.append(weight.register_post_accumulate_grad_hook(note))
-        if self._shown is not None and weight.grad is self._shown:
-            weight.grad = None
-        self._shown = None
+        weight = self.tensors[0]
+        if self._sum is None:  # dropped by another's guard just now
+            return
+        if _is_asked_for(weight):
+            return
+        # What `zero_grad` has dropped must be seen now: the next gradient would hide it.
+        if not self._awaits and self.gathered() is None:
+            return
+        for one in (self, *self._others()):
+            one._awaits = True
+            if len(one._guards) == 1:
+                note = partial(_note, weakref.ref(one))
+                one._guards.append(weight.register_post_accumulate_grad_hook(note))
+            if one._shown is not None and weight.grad is one._shown:
+                weight.grad = None
+            one._shown = None
 
     def note(self, gradient: Tensor | None) -> None:
         """Take the raw weight's gradient as it is: autograd has added to it."""
@@ -221,6 +251,17 @@ class GatheringWeight(KeptWeight):
             owner = getattr(hook, "__self__", None)
             if isinstance(owner, GatheringWeight) and owner is not self:
                 yield owner
+
+    @property
+    def is_hooked(self) -> bool:
+        """Whether somebody else's hooks wait for gradients of what it is made from."""
+        for tensor in self.tensors:
+            before, after = tensor._backward_hooks, tensor._post_accumulate_grad_hooks
+            if before or after:
+                own = len(self._guards) if tensor is self.tensors[0] else 0
+                if len(before or ()) + len(after or ()) > own:
+                    return True
+        return False
 
     def _forget(self) -> None:
         leaf = None if self._leaf is None else self._leaf()
@@ -275,6 +316,19 @@ def _note(kept: weakref.ref[GatheringWeight], weight: Tensor) -> None:
     owner = kept()
     if owner is not None:
         owner.note(weight.grad)
+
+
+def _is_asked_for(leaf: Tensor) -> bool:
+    """Tell, in a hook on a leaf, whether `autograd.grad` asks for its gradient and adds nothing.
+
+    Autograd does not say yes to the node that a backward starts with, but it objects to the leaves
+    that it hands gradients of.
+    """
+    try:
+        torch._C._will_engine_execute_node(torch.autograd.graph.get_gradient_edge(leaf).node)
+    except RuntimeError:
+        return True
+    return False
 
 
 def adds_up(node: Any) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.autograd.grad_mode import _unsafe_preserve_version_counter
 
 from filterwise import kernel as kernels
 from filterwise.kernel import Layer
@@ -21,6 +22,7 @@ from filterwise.methods.method import WeightMethod
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from contextlib import AbstractContextManager
 
     from torch import Tensor
 
@@ -40,6 +42,7 @@ __all__ = [
     "differentiate",
     "fill",
     "pull_back",
+    "same_version",
 ]
 
 
@@ -56,22 +59,25 @@ class Computation(NamedTuple):
     """Which of "gain" and "offset" stand behind the raw weight, in this order."""
 
 
-def compute(how: Computation, tensors: Sequence[Tensor]) -> Tensor:
+def compute(
+    how: Computation, tensors: Sequence[Tensor], dtype: torch.dtype | None = None
+) -> Tensor:
     """Compute an effective weight the ordinary way, as part of the graph.
 
     Args:
         how: The method, the filters' layout and the kernel.
         tensors: Raw weight; gain and offset where there are any; then EquiNorm's statistics.
+        dtype: The effective weight's, where the method is of the family; None is the weight's.
     """
     method = how.method
     if isinstance(method, EquilibriumNormalization):
-        weight, *rest = tensors
-        gain = rest.pop(0) if "gain" in how.roles else None
+        weight, gain, offset = _roles(how, tensors)
+        rest = tensors[1 + len(how.roles) :]
         factor = rest[2] if len(rest) > 2 else 1.0
-        return method.effective(weight, rest[0], gain, geometry_factor=factor)
+        return method.effective(weight, rest[0], gain, geometry_factor=factor, offset=offset)
     assert isinstance(method, WeightMethod)
     weight, gain, offset = _roles(how, tensors)
-    return method.effective(weight, how.layout, gain, offset, how.kernel)
+    return method.effective(weight, how.layout, gain, offset, how.kernel, dtype)
 
 
 def _roles(
@@ -191,9 +197,22 @@ class KeptWeight:
         self._written = self.values._version
         self.spoiled = False
 
+    def seal_again(self, statistics: Any) -> None:
+        """Do as `seal` for tensors that are known to lie where they lay."""
+        made = self.made
+        assert made is not None
+        marks = tuple([(t, t._version, address, strides) for t, _, address, strides in made.marks])
+        self.made = Made(self.how, self.tensors, self._layer, statistics, marks)
+        self._written = self.values._version
+        self.spoiled = False
+
     def serves(self, tensors: Sequence[Tensor]) -> bool:
         """Tell whether it is what these tensors give."""
         return self._is_from(tensors) and self.is_unchanged()
+
+    def made_from_the_same(self) -> bool:
+        """Tell whether it was last computed from the tensors that it would be computed from now."""
+        return self.made is not None and self._is_from(self.made.tensors)
 
     def is_unchanged(self) -> bool:
         """Tell whether nothing has written into it, or into what it was computed from."""
@@ -210,21 +229,34 @@ def changed(marks: Iterable[Mark]) -> int | None:
     return None
 
 
+def same_version(many: Iterable[KeptWeight]) -> AbstractContextManager[None]:
+    """Leave the version of kept weights that will be computed from what has not changed.
+
+    The same numbers are written again (a write through ``.data`` is not seen), so graphs that saved
+    them stay valid.
+    """
+    same = tuple(kept.values for kept in many if kept.is_unchanged() and kept.made_from_the_same())
+    return _unsafe_preserve_version_counter(same)
+
+
 def fill(many: Iterable[KeptWeight]) -> None:
     """Compute kept weights: one kernel call for all layers of a device and kernel."""
+    many = list(many)
     calls: dict[tuple[Kernel, torch.device], list[KeptWeight]] = {}
-    with torch.inference_mode(False), torch.no_grad():
+    done: list[tuple[KeptWeight, Any]] = []
+    with torch.inference_mode(False), torch.no_grad(), same_version(many):
         for kept in many:
             if kept.layer is None:
                 kept.values.copy_(compute(kept.how, kept.tensors))
-                kept.seal(None)
+                done.append((kept, None))
             else:
                 calls.setdefault((kept.how.kernel, kept.values.device), []).append(kept)
         for (kernel, _), group in calls.items():
             layers = [kept.layer for kept in group if kept.layer is not None]
             saved = kernels.forward(layers, [kept.values for kept in group], kernel)
-            for kept, statistics in zip(group, saved, strict=True):
-                kept.seal(statistics)
+            done += zip(group, saved, strict=True)
+    for kept, statistics in done:
+        kept.seal(statistics)
 
 
 def pull_back(

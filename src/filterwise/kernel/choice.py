@@ -92,7 +92,8 @@ def _works(name: str) -> bool:
             return False
         warnings.warn(
             f"{name} is installed but cannot be used ({type(broken).__name__}: {broken});"
-            " effective weights are computed by plain torch operations. Reinstall or remove it.",
+            " effective weights are computed by plain torch operations."
+            " Mend, reinstall or remove it.",
             FilterwiseWarning,
             stacklevel=2,
         )

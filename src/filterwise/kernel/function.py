@@ -28,6 +28,7 @@ def standardize(
     offset: Tensor | None = None,
     *,
     kernel: Kernel = "auto",
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     r"""Compute the effective weight of one layer, differentiably, twice if need be.
 
@@ -41,9 +42,10 @@ def standardize(
         offset: b, likewise; None is 0.
         kernel: Which implementation computes it. Under ``torch.func``, ``torch.compile``, tracing
             and for tensors of other classes (``DTensor``) plain operations do, whatever it says.
+        dtype: The effective weight's; None is the weight's.
 
     Returns:
-        Tensor of the weight's shape, dtype, device and, where that is dense, strides.
+        Tensor of the weight's shape, device and, where that is dense, strides.
 
     Raises:
         ValueError: If there is no kernel of that name, it is not installed, or it does not run on
@@ -51,8 +53,9 @@ def standardize(
     """
     layer = Layer(weight, family, layout, gain, offset)
     if is_traced():
-        return eager.compute(layer, smooth=True)[0]
-    return _Standardize.apply(weight, gain, offset, family, layout, serving(layer, kernel))
+        return eager.compute(layer, dtype, smooth=True)[0]
+    served = serving(layer, kernel)
+    return _Standardize.apply(weight, gain, offset, family, layout, served, dtype or weight.dtype)
 
 
 def is_traced() -> bool:
@@ -68,8 +71,17 @@ def is_traced() -> bool:
 
 
 def is_watched() -> bool:
-    """Tell whether anybody follows the operations, a dispatch mode included."""
-    return torch._C._len_torch_dispatch_stack() > 0 or is_traced()
+    """Tell whether anybody follows the operations: also a dispatch mode, or a CUDA graph.
+
+    A graph would replay the addresses of tensors that are gone, and never look for what is stale.
+    """
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or torch.compiler.is_compiling()
+        or (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
+    )
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -111,12 +123,13 @@ class _Standardize(torch.autograd.Function):
         family: Family,
         layout: FilterLayout,
         kernel: str,
+        dtype: torch.dtype,
     ) -> Tensor:
         layer = Layer(weight, family, layout, gain, offset)
         if kernel == "eager":
-            out, ctx.kept = eager.compute(layer)
+            out, ctx.kept = eager.compute(layer, dtype)
         else:
-            out = torch.empty_like(weight)
+            out = torch.empty_like(weight, dtype=dtype)
             (ctx.kept,) = choice.module_of(kernel).forward((layer,), (out,))
         ctx.family, ctx.layout, ctx.kernel = family, layout, kernel
         ctx.save_for_backward(weight, gain, offset)
@@ -130,7 +143,7 @@ class _Standardize(torch.autograd.Function):
         if torch.is_grad_enabled() or is_watched() or not is_plain(gradient):
             # A second derivative passes through the statistics: they must be part of its graph.
             needs = ctx.needs_input_grad[:3]
-            return *eager.differentiate(layer, None, gradient, needs), None, None, None
+            return *eager.differentiate(layer, None, gradient, needs), None, None, None, None
         kernel = choice.module_of(ctx.kernel)
         (done,) = kernel.backward((layer,), (ctx.kept,), (gradient,), in_place=False)
-        return *done, None, None, None
+        return *done, None, None, None, None

@@ -2,8 +2,8 @@
 
 Checked only in Triton's interpreter, on the CPU: no GPU was at hand when it was written. The
 programs are in `triton_rows`; here are the table of addresses they read and the launches. A table
-is kept on the device as long as the addresses are the same, as they are from step to step, so that
-a step copies nothing there.
+is kept on the device as long as the addresses are the same, as they mostly are from step to step;
+a new one is copied there in the stream that will read it, and nobody waits for that.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import triton.language as tl
+from torch.utils._python_dispatch import _disable_current_modes
 
+from filterwise.filters import FilterLayout
+from filterwise.kernel.family import Family, Layer
 from filterwise.kernel.place import Place, Targets, empty_like, in_order, place_of
 from filterwise.kernel.triton_rows import BLOCK, COLUMNS, KEPT, backward_rows, forward_rows
 
@@ -25,7 +28,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from filterwise.kernel.family import Family, Gradients, Layer
+    from filterwise.kernel.family import Gradients
 
 __all__ = ["backward", "forward", "prepare", "serves"]
 
@@ -38,7 +41,14 @@ KINDS = {
 
 
 def prepare() -> None:
-    """Do nothing: Triton compiles for a device when it first launches there."""
+    """Launch once where there is a GPU: Triton needs a C compiler for it, and may not know it."""
+    if not torch.cuda.is_available():
+        return
+    if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        return
+    with _disable_current_modes(), torch.inference_mode(False), torch.no_grad():
+        weight = torch.zeros(1, 16, device="cuda")
+        forward([Layer(weight, Family(), FilterLayout())], [torch.empty_like(weight)])
 
 
 def serves(layer: Layer) -> bool:
@@ -259,16 +269,35 @@ def _table(
         if kept is not None:
             columns[place_of_kept] = kept.data_ptr() + start * KEPT * kept.element_size()
         numbers += (start, *columns)
-    layer_of_row = _layers(tuple(row.place.filters for row in rows), group.device)
-    return _on_device(tuple(numbers), group.device), layer_of_row, firsts
+    stream = _stream(group.device)
+    layer_of_row = _layers(tuple(row.place.filters for row in rows), group.device, stream)
+    return _on_device(tuple(numbers), group.device, stream), layer_of_row, firsts
 
 
-@functools.lru_cache(maxsize=1024)
-def _on_device(numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    return torch.tensor(numbers, dtype=torch.int64).to(device)
+def _stream(device: torch.device) -> int:
+    return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
 
 
-@functools.lru_cache(maxsize=1024)
-def _layers(filters: tuple[int, ...], device: torch.device) -> Tensor:
+# A table belongs to the stream that it was copied in: another might read it too early, and its
+# memory, once it is let go, serves the same stream again, behind whoever still reads it.
+
+
+@functools.lru_cache(maxsize=512)
+def _on_device(numbers: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
+    del stream
+    return _copied(torch.tensor(numbers, dtype=torch.int64), device)
+
+
+@functools.lru_cache(maxsize=512)
+def _layers(filters: tuple[int, ...], device: torch.device, stream: int) -> Tensor:
+    del stream
     counts = torch.tensor(filters)
-    return torch.repeat_interleave(torch.arange(len(filters)), counts).to(device)
+    return _copied(torch.repeat_interleave(torch.arange(len(filters)), counts), device)
+
+
+def _copied(table: Tensor, device: torch.device) -> Tensor:
+    """Copy to the device without waiting; torch keeps a pinned source until the copy is done."""
+    if device.type != "cuda":
+        return table.to(device)
+    with _on(device):
+        return table.pin_memory().to(device, non_blocking=True)

@@ -87,6 +87,11 @@ class EquilibriumNormalization(Method):
         return False
 
     @property
+    def shifts(self) -> bool:
+        """That weighted mean is taken off."""
+        return True
+
+    @property
     def scale_free(self) -> bool:
         """There is no eps."""
         return True
@@ -139,6 +144,7 @@ class EquilibriumNormalization(Method):
         gain: Tensor | None = None,
         *,
         geometry_factor: float | Tensor = 1.0,
+        offset: Tensor | None = None,
     ) -> Tensor:
         """Compute the effective weight for given input statistics.
 
@@ -148,10 +154,11 @@ class EquilibriumNormalization(Method):
             input_mean: v, ``(C,)``.
             gain: a, ``(O,)``; None is 1.
             geometry_factor: phi.
+            offset: Added to all weights of a filter, ``(O,)``; None is 0.
 
         Returns:
-            Tensor of the weight's shape, dtype and strides; 0 for a constant filter, and for one
-            whose channels are all 0.
+            Tensor of the weight's shape, dtype and strides; 0, but for the offset, for a constant
+            filter, and for one whose channels are all 0.
         """
         dtype = torch.promote_types(weight.dtype, torch.float32)
         dtype = torch.promote_types(dtype, input_mean.dtype)
@@ -171,6 +178,8 @@ class EquilibriumNormalization(Method):
         out = balanced * torch.where(empty, 0.0, geometry_factor / torch.where(empty, 1.0, divisor))
         if gain is not None:
             out = out * gain.to(dtype).reshape(-1, *[1] * (weight.dim() - 1))
+        if offset is not None:
+            out = out + offset.to(dtype).reshape(-1, *[1] * (weight.dim() - 1))
         return out.to(weight.dtype)
 
     def problems(

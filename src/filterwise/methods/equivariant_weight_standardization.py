@@ -115,9 +115,13 @@ class EquivariantWeightStandardization(WeightMethod):
         gain: Tensor | None = None,
         offset: Tensor | None = None,
         kernel: Kernel = "auto",
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Compute the effective weight: the family's rows are cells, gathered by their size."""
-        del gain, offset
+        """Compute the effective weight: the family's rows are cells, gathered by their size.
+
+        A gain and an offset, one number per filter, are no part of the formula; layers converted
+        with ``preserve=True`` have them.
+        """
         flat = weight.contiguous().flatten()
         out = torch.zeros_like(flat)
         shape = tuple(weight.shape)
@@ -126,7 +130,12 @@ class EquivariantWeightStandardization(WeightMethod):
             family = self.family(cells.shape[1])
             done = standardize(cells, family, FilterLayout(), kernel=kernel)
             out = out.index_copy(0, members.flatten(), done.flatten())
-        return torch.empty_like(weight).copy_(out.view(weight.shape))
+        view, _ = layout.split(out.view(weight.shape))
+        if gain is not None:
+            view = view * layout.per_filter(gain, view)
+        if offset is not None:
+            view = view + layout.per_filter(offset, view)
+        return torch.empty_like(weight, dtype=dtype).copy_(layout.join(view))
 
 
 def _nested(values: Any) -> Any:

@@ -12,6 +12,7 @@ from filterwise.kernel import standardize
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import torch
     from torch import Tensor
 
     from filterwise.filters import FilterLayout
@@ -65,6 +66,11 @@ class Method(ABC):
     def centred(self) -> bool:
         """Whether every effective filter has mean zero."""
         return True
+
+    @property
+    def shifts(self) -> bool:
+        """Whether a number is taken off all weights of a filter, which an offset can put back."""
+        return self.centred
 
     @property
     def scale_free(self) -> bool:
@@ -147,8 +153,9 @@ class WeightMethod(Method):
         gain: Tensor | None = None,
         offset: Tensor | None = None,
         kernel: Kernel = "auto",
+        dtype: torch.dtype | None = None,
     ) -> Tensor:
-        """Compute the effective weight, in the shape, dtype, device and strides of the raw weight.
+        """Compute the effective weight, in the shape, device and strides of the raw weight.
 
         Args:
             weight: Raw weight.
@@ -156,10 +163,10 @@ class WeightMethod(Method):
             gain: One number per filter; None is 1.
             offset: One number per filter; None is 0.
             kernel: Which implementation computes it.
+            dtype: The effective weight's; None is the raw weight's.
         """
-        return standardize(
-            weight, self.family(layout.fan_in(weight.shape)), layout, gain, offset, kernel=kernel
-        )
+        family = self.family(layout.fan_in(weight.shape))
+        return standardize(weight, family, layout, gain, offset, kernel=kernel, dtype=dtype)
 
     @property
     def centred(self) -> bool:
