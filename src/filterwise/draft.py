@@ -15,7 +15,7 @@ from filterwise.graph import trace
 from filterwise.host import base_class, converted, state_of
 from filterwise.methods.weight_standardization import WeightStandardization
 from filterwise.report import Report, Row
-from filterwise.selection import WeightLayer, chooses, keep_reason, refusal
+from filterwise.selection import WeightLayer, chooses, keep_reason, owners_of, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from filterwise.recipe import Recipe
     from filterwise.selection import Selector
 
-__all__ = ["Draft", "draw"]
+__all__ = ["Draft", "draw", "why_not_changed"]
 
 WRAPPERS = {
     "DataParallel": "DataParallel",
@@ -77,7 +77,8 @@ def draw(
     return _Drawing(model, recipe, select, exclude).draft()
 
 
-def _whole_refusal(model: nn.Module) -> str | None:
+def why_not_changed(model: nn.Module) -> str | None:
+    """Return why layers of a model cannot be changed in place (it is wrapped, lazy), or None."""
     for name, module in model.named_modules():
         wrapper = WRAPPERS.get(type(module).__name__)
         if wrapper:
@@ -89,9 +90,22 @@ def _whole_refusal(model: nn.Module) -> str | None:
     sharded = any(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
     if sharded:
         return "is sharded (FSDP2); convert it before fully_shard"
+    return None
+
+
+def _whole_refusal(model: nn.Module) -> str | None:
+    if reason := why_not_changed(model):
+        return reason
     layers = list(converted(model))
     if layers:
-        recipe = state_of(layers[0][1]).recipe
+        state = state_of(layers[0][1])
+        recipe = state.recipe
+        if state.origin is not None:
+            return (
+                f"holds adopted layers ({len(layers)}, first: {layers[0][0]}, {recipe!r}); convert"
+                " fold(model), whose layers are plain and have the weights that these compute with"
+                " (to mix methods, convert submodules one by one)"
+            )
         return (
             f"is already converted ({len(layers)} layers, {recipe!r}; first:"
             f" {layers[0][0] or type(model).__name__}); call unconvert_(model) to get its raw"
@@ -226,7 +240,7 @@ class _Drawing:
         if keep is not None or method is None:
             self._row(layer, "keep", keep or "")
             return
-        refused = refusal(layer, method, self._owners(layer))
+        refused = refusal(layer, method, owners_of(self.model, layer.module_name))
         if taken and not refused:
             refused = (
                 f"is the second weight of a module that takes one; {taken[0].name} is selected"
@@ -252,11 +266,6 @@ class _Drawing:
             self.rows.append(
                 Row(f"{layer.module_name}.bias".lstrip("."), "Parameter", "add", reason=reason)
             )
-
-    def _owners(self, layer: WeightLayer) -> list[nn.Module]:
-        words = layer.module_name.split(".") if layer.module_name else []
-        names = [".".join(words[:length]) for length in range(len(words) + 1)]
-        return [self.model.get_submodule(name) for name in names]
 
     def _row(self, layer: WeightLayer, action: str, reason: str) -> None:
         kind = base_class(layer.module).__name__

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from filterwise.graph import Flow
     from filterwise.methods.method import Method
 
-__all__ = ["SMALLEST_FAN_IN", "Selector", "WeightLayer", "chooses", "keep_reason", "refusal"]
+__all__ = [
+    "SMALLEST_FAN_IN",
+    "Selector",
+    "WeightLayer",
+    "chooses",
+    "keep_reason",
+    "owners_of",
+    "read_behind",
+    "refusal",
+]
 
 Selector = str | Sequence[str] | Callable[[str, nn.Module], bool]
 """A shell pattern on the dotted name, a list of them, or a predicate ``(name, module) -> bool``."""
@@ -146,6 +155,23 @@ def keep_reason(layer: WeightLayer, flow: Flow) -> str | None:
     return None
 
 
+def owners_of(model: nn.Module, name: str) -> list[nn.Module]:
+    """Return a module by its dotted name, and all modules around it, the outermost first."""
+    words = name.split(".") if name else []
+    names = [".".join(words[:length]) for length in range(len(words) + 1)]
+    return [model.get_submodule(one) for one in names]
+
+
+def read_behind(module: nn.Module, owners: Sequence[nn.Module]) -> str | None:
+    """Return which module around a layer reads its raw weight in place of calling it, or None."""
+    for owner in owners:
+        inner = isinstance(owner, nn.MultiheadAttention) and owner is not module
+        if inner or isinstance(owner, nn.TransformerEncoderLayer):
+            name = type(owner).__name__
+            return f"is read by {name} behind its back, so that a method would have no effect"
+    return None
+
+
 def refusal(layer: WeightLayer, method: Method, owners: Sequence[nn.Module]) -> str | None:
     """Return why a selected layer cannot be converted, or None; the way out is named.
 
@@ -168,11 +194,8 @@ def refusal(layer: WeightLayer, method: Method, owners: Sequence[nn.Module]) -> 
         return "belongs to a module without a forward of its own, so that a method has no effect"
     if not layer.weight.is_floating_point():
         return f"has a weight of {layer.weight.dtype}"
-    for owner in owners:
-        inner = isinstance(owner, nn.MultiheadAttention) and owner is not module
-        if inner or isinstance(owner, nn.TransformerEncoderLayer):
-            name = type(owner).__name__
-            return f"is read by {name} behind its back, so that a method would have no effect"
+    if reader := read_behind(module, owners):
+        return reader
     prefix = "" if layer.parameter == "weight" else f"{layer.parameter}_"
     added = ["gain"] if method.has_gain else []
     added += ["offset"] if method.has_offset else []
