@@ -15,6 +15,7 @@ from filterwise import balance
 from filterwise.errors import ConversionError
 from filterwise.filters import CONVOLUTIONS, TRANSPOSED, layout_of, weight_name
 from filterwise.host import base_class, is_converted, state_of
+from filterwise.identify import standardizes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,25 +38,6 @@ Selector = str | Sequence[str] | Callable[[str, nn.Module], bool]
 """A shell pattern on the dotted name, a list of them, or a predicate ``(name, module) -> bool``."""
 
 SMALLEST_FAN_IN = 16
-
-STANDARDIZED = frozenset(
-    {
-        "StdConv2d",
-        "StdConv2dSame",
-        "ScaledStdConv2d",
-        "ScaledStdConv2dSame",
-        "WeightStandardizedConv2d",
-        "WeightStandardizedConv3d",
-        "ConvWS2d",
-        "ConvAWS2d",
-        "SAConv2d",
-        "WSConv1d",
-        "WSConv2d",
-        "WSConvTranspose2d",
-        "PWSConv2d",
-    }
-)
-"""Classes of other libraries that standardize their weight themselves."""
 
 
 @dataclass(frozen=True)
@@ -184,12 +166,13 @@ def refusal(layer: WeightLayer, method: Method, owners: Sequence[nn.Module]) -> 
     kind = base_class(module).__name__
     if is_converted(module):
         return f"is already converted to {state_of(module).method}"
-    if kind in STANDARDIZED:
-        return f"standardizes its weight itself ({kind}); it would be standardized twice"
+    adopt = "adopt_(model) makes it a filterwise layer that computes the same"
+    if layer.parameter == "weight" and standardizes(module):
+        return f"normalizes its weight itself ({kind}), which would be done twice; {adopt}"
     if parametrize.is_parametrized(module):
         return "is parametrized; remove the parametrization first"
-    if layer.parameter not in module._parameters or f"{layer.parameter}_g" in module._parameters:
-        return "computes its weight (pruned, or weight_norm by hook); remove that first"
+    if layer.parameter not in module._parameters:
+        return "computes its weight (pruned); remove that first"
     if type(module).forward is nn.Module.forward:
         return "belongs to a module without a forward of its own, so that a method has no effect"
     if not layer.weight.is_floating_point():

@@ -48,8 +48,8 @@ def adopt_(model: nn.Module) -> Report:
         with an empty report, so that code which loads models may always call this.
 
     Raises:
-        ConversionError: If a layer that its name or form says is normalized computes what no
-            method computes, or the model is wrapped. The model is unchanged.
+        ConversionError: If a layer that normalizes its weight, by its numbers or its name, computes
+            what no method computes, or the model is wrapped. The model is unchanged.
 
     Example:
         >>> import torch
@@ -63,8 +63,8 @@ def adopt_(model: nn.Module) -> Report:
     check_module(model)
     found = list(candidates(model))
     adopted = [one for one in found if one.method is not None]
-    refused = [one for one in found if one.method is None and one.subject.is_known]
-    other = [one for one in found if one.method is None and not one.subject.is_known]
+    refused = [one for one in found if one.method is None and one.is_foreign]
+    other = [one for one in found if not one.is_foreign]
     if refused:
         first, more = refused[0], len(refused) - 1
         others = f" {more} more cannot be adopted, either." if more else ""

@@ -52,6 +52,7 @@ class Candidate:
         layout: Where its filters lie.
         plain: The class that it has without its standardization.
         words: Whose formula it is, or why there is no method.
+        is_foreign: Whether it is sure to normalize its weight, by its numbers or by its name.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Candidate:
     layout: FilterLayout | None = None
     plain: type[nn.Module] = nn.Module
     words: str = ""
+    is_foreign: bool = True
 
 
 def candidates(model: nn.Module) -> Iterator[Candidate]:
@@ -93,7 +95,8 @@ def _looked_at(one: Candidate, known: Sequence[Candidate]) -> Candidate | None:
         return None
     method, info = (found.match.method, found.match.info) if found.match else (None, None)
     if found.problem or method is None or info is None:
-        return replace(one, words=found.problem)
+        sure = one.subject.is_known or found.match is not None
+        return replace(one, words=found.problem, is_foreign=sure)
     if one.subject.form != "class" and method.has_gain and hasattr(one.module, "gain"):
         return replace(one, words="it already has an attribute gain")
     whose = info.source.partition("; ")[2]
@@ -170,4 +173,8 @@ def adopt_layer(one: Candidate, kernel: Kernel = "auto") -> None:
         offset=one.subject.offset,
         origin=origin,
     )
-    host.install_state(one.module, state)
+    try:
+        host.install_state(one.module, state)
+    except BaseException:
+        origin.restore(one.module)
+        raise

@@ -8,6 +8,9 @@ sizes, and what it convolves with is compared.
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from torch import nn
 
 from filterwise.filters import check_module
 from filterwise.identify.examine import Examined, examine
@@ -17,8 +20,6 @@ from filterwise.identify.subject import Subject, subject_of
 from filterwise.state import is_converted, state_of
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from filterwise.methods.method import MethodInfo
 
 __all__ = [
@@ -31,8 +32,28 @@ __all__ = [
     "normal",
     "per_channel_difference",
     "quiet",
+    "standardizes",
     "subject_of",
 ]
+
+
+_ANSWERS: WeakKeyDictionary[type[nn.Module], bool] = WeakKeyDictionary()
+
+
+def standardizes(layer: nn.Module) -> bool:
+    """Tell whether a layer of another library normalizes its weight itself.
+
+    A class is run on probing weights once.
+    """
+    subject = subject_of(layer)
+    if subject is None:
+        return False
+    if subject.form != "class":
+        return subject.is_known or examine(layer, subject).match is not None
+    if type(layer) not in _ANSWERS:
+        found = examine(layer, subject)
+        _ANSWERS[type(layer)] = not found.plain and (subject.is_known or found.match is not None)
+    return _ANSWERS[type(layer)]
 
 
 def identify(layer: nn.Module) -> MethodInfo | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from filterwise.identify.constants import same
 from filterwise.identify.fit import Fit, eps_in_single, fit
 from filterwise.identify.forms import Match, named
 from filterwise.identify.probe import Bench, Probe, quiet
@@ -64,8 +65,10 @@ def _examined(module: nn.Module, subject: Subject) -> Examined:
     if found is None:
         return Examined(problem=UNKNOWN)
     bare = subject.gain is None and subject.offset is None
-    if found.form == "none" and not found.centred and bare and found.constant == 1:
-        return Examined(plain=True)
+    if found.form == "none" and not found.centred:
+        # A weight times a number, such as an equalized learning rate's, is not normalized.
+        plain = bare and same(found.constant, 1.0)
+        return Examined(plain=plain, problem="" if plain else UNKNOWN)
     if weight.dtype == torch.float32:
         eps = eps_in_single(Probe(module, subject, torch.float32), found)
         if eps != found.eps:

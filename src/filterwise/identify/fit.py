@@ -117,17 +117,14 @@ def fit(probe: Probe, layouts: Sequence[FilterLayout]) -> Fit | None:
 
 
 def _fitted(bench: Bench, large: _Rows, *, centred: bool) -> Fit | None:
-    root = large.moment.sqrt()
+    root, tiny = large.moment.sqrt(), _rows(bench, TINY, centred=centred)
     place, shape = (bench.layout, centred), (bench.filters, bench.fan_in)
-    constant = _common(large.factor)
-    if constant is not None:
-        return Fit(*place, "none", 0.0, constant, False, *shape)
-    constant = _common(large.factor * root)
-    if constant is not None:
-        return _divided(bench, constant, centred=centred)
-    tiny = _rows(bench, TINY, centred=centred)
     if tiny is None:
         return None
+    if (constant := _common(torch.cat([large.factor, tiny.factor]))) is not None:
+        return Fit(*place, "none", 0.0, constant, False, *shape)
+    if (constant := _common(large.factor * root)) is not None:
+        return _divided(bench, constant, tiny, centred=centred)
     if (constant := _common(large.factor / root)) is not None:
         eps = float((tiny.factor / constant).square().median() - tiny.moment.median())
         return Fit(*place, "inverted", written(eps), constant, False, *shape)
@@ -137,15 +134,12 @@ def _fitted(bench: Bench, large: _Rows, *, centred: bool) -> Fit | None:
     return None
 
 
-def _divided(bench: Bench, constant: float, *, centred: bool) -> Fit | None:
+def _divided(bench: Bench, constant: float, tiny: _Rows, *, centred: bool) -> Fit | None:
     n = bench.fan_in
     shape = (bench.filters, n)
     unbiased = centred and _is_unbiased(constant, shape, has_gain=bench.gain is not None)
     more = n / (n - 1) if unbiased else 1.0
     constant *= math.sqrt(more)
-    tiny = _rows(bench, TINY, centred=centred)
-    if tiny is None:
-        return None
     divisor, root = constant / tiny.factor, (tiny.moment * more).sqrt()
     if bool(((divisor / root - 1).abs() < CLOSE).all()):
         return Fit(bench.layout, centred, "root", 0.0, constant, unbiased, *shape)
