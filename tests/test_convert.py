@@ -189,6 +189,12 @@ REFUSALS = [
         lambda: parametrizations.weight_norm(nn.Conv2d(8, 8, 3)),
         "wa",
         {"select": lambda *_: True},
+        ["ParametrizedConv2d", "adopt_(model)"],
+    ),
+    (
+        lambda: parametrizations.spectral_norm(nn.Conv2d(8, 8, 3)),
+        "wa",
+        {"select": lambda *_: True},
         ["parametrized"],
     ),
 ]
@@ -239,7 +245,7 @@ def test_foreign_standardized_layers_are_refused():
     from timm.layers import StdConv2d
 
     net = nn.Sequential(StdConv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 2, 1))
-    with pytest.raises(fw.ConversionError, match="standardized twice"):
+    with pytest.raises(fw.ConversionError, match=r"itself \(StdConv2d\).*adopt_\(model\)"):
         fw.convert_(net, "wa")
     fw.convert_(net, "wa", exclude="0")
 

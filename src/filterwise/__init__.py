@@ -10,6 +10,7 @@ Example:
 from __future__ import annotations
 
 from filterwise import functional
+from filterwise.adopt import adopt_
 from filterwise.check import Finding, check
 from filterwise.convert import convert_, describe, plan, unconvert_
 from filterwise.defer import defer, keep_weights
@@ -25,6 +26,7 @@ from filterwise.errors import (
 )
 from filterwise.export import Comparison, ExportReport, export
 from filterwise.fold import fold, fold_report
+from filterwise.identify import identify
 from filterwise.initialize import initialize_
 from filterwise.methods.centered_weight_normalization import CenteredWeightNormalization
 from filterwise.methods.equinorm import EquilibriumNormalization
@@ -70,6 +72,7 @@ __all__ = [
     "WeightCentering",
     "WeightNormalization",
     "WeightStandardization",
+    "adopt_",
     "check",
     "clip_grad_adaptive_",
     "convert_",
@@ -79,6 +82,7 @@ __all__ = [
     "fold",
     "fold_report",
     "functional",
+    "identify",
     "initialize_",
     "keep_weights",
     "methods",

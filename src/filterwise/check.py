@@ -16,6 +16,7 @@ from filterwise.findings import (
     LEVELS,
     Finding,
     effective_matrix,
+    foreign_findings,
     nonfinite,
     raw_matrix,
     weight_findings,
@@ -95,6 +96,7 @@ def check(
             if is_converted(module):
                 findings += weight_findings(name, module)
         layers = dict(converted(model))
+        findings += foreign_findings(model)
         if layers:
             findings += _flow_findings(model, layers, arguments)
             findings += _head_room(layers)

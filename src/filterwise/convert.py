@@ -153,8 +153,9 @@ def unconvert_(model: nn.Module) -> Report:
     """Take the weight methods off a model in place; the raw weights stay, bit for bit.
 
     Gains, offsets and EquiNorm's statistics are taken away, so the function changes. Activation
-    norms and added biases stay as the recipe left them. A model without converted layers comes back
-    unchanged with an empty report.
+    norms and added biases stay as the recipe left them. An adopted layer becomes what it was in
+    its own library, and computes the same. A model without converted layers comes back unchanged
+    with an empty report.
 
     Example:
         >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3))
@@ -163,26 +164,33 @@ def unconvert_(model: nn.Module) -> Report:
         'remove'
     """
     host.refuse_to_take_off(model)
-    rows = []
-    for name, module in list(host.converted(model)):
+    rows, layers = [], list(host.converted(model))
+    for name, module in layers:
         state = host.state_of(module)
         weight = getattr(module, state.parameter)
+        origin = state.origin
+        reason = "raw weight stays" if origin is None else f"{origin.kind} again, as it was"
         rows.append(
             Row(
                 host.weight_label(name, module),
                 host.base_class(module).__name__,
                 "remove",
                 str(state.method),
-                "raw weight stays",
+                reason,
                 state.layout.fan_in(weight.shape),
                 state.layout.filters(weight.shape),
             )
         )
-    for _, module in list(host.converted(model)):
+    converted = sum(host.state_of(module).origin is None for _, module in layers)
+    for _, module in layers:
         host.uninstall(module)
     checkpoint.remove_load_hook(model)
-    notes = ["The layers now compute with their raw weights: the function has changed."]
-    return Report(rows, notes if rows else ["No layer of this model is converted."], "")
+    notes = [] if layers else ["No layer of this model is converted."]
+    if converted:
+        notes.append("The layers now compute with their raw weights: the function has changed.")
+    if len(layers) > converted:
+        notes.append("Adopted layers compute as before, by their own library's code.")
+    return Report(rows, notes, "")
 
 
 def describe(model: nn.Module) -> dict[str, str]:

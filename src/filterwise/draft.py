@@ -13,7 +13,14 @@ from filterwise.graph import trace
 from filterwise.host import base_class
 from filterwise.preserve.carry import Carry, Found, find_carries
 from filterwise.report import Report, Row
-from filterwise.selection import WeightLayer, chooses, keep_reason, refusal, whole_refusal
+from filterwise.selection import (
+    WeightLayer,
+    chooses,
+    keep_reason,
+    owners_of,
+    refusal,
+    whole_refusal,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -254,7 +261,9 @@ class _Drawing:
         if keep is not None or method is None:
             self._row(layer, "keep", keep or "")
             return
-        refused = refusal(layer, method, self._owners(layer), preserve=self.preserve)
+        refused = refusal(
+            layer, method, owners_of(self.model, layer.module_name), preserve=self.preserve
+        )
         if method.uses_input and self.preserve and not self.has_example and not refused:
             refused = (
                 "cannot keep its function under equinorm without data: its gains depend on the mean"
@@ -291,11 +300,6 @@ class _Drawing:
             return [f"{gain} added"] if method.has_gain else []
         offset = "offset" if method.has_offset else "fixed offset"
         return [f"{gain} and {offset} added" if method.shifts else f"{gain} added"]
-
-    def _owners(self, layer: WeightLayer) -> list[nn.Module]:
-        words = layer.module_name.split(".") if layer.module_name else []
-        names = [".".join(words[:length]) for length in range(len(words) + 1)]
-        return [self.model.get_submodule(name) for name in names]
 
     def _row(self, layer: WeightLayer, action: str, reason: str) -> None:
         kind = base_class(layer.module).__name__

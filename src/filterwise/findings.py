@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from torch.nn.utils.parametrize import is_parametrized
 
 from filterwise.host import gain_of, offset_of, state_of
+from filterwise.identify import examine, subject_of
 from filterwise.methods.equinorm import EquilibriumNormalization
 from filterwise.methods.method import WeightMethod
 from filterwise.methods.parametric_weight_standardization import ParametricWeightStandardization
@@ -19,12 +21,14 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from filterwise.kernel import Family
+    from filterwise.methods.method import MethodInfo
 
 __all__ = [
     "LEVELS",
     "Finding",
     "effective_matrix",
     "findings_text",
+    "foreign_findings",
     "in_words",
     "nonfinite",
     "raw_matrix",
@@ -101,6 +105,43 @@ def _wide(matrix: Tensor) -> Tensor:
     if matrix.device.type == "mps":
         return matrix.to(torch.float32)
     return matrix.to(torch.float64)
+
+
+def foreign_findings(model: nn.Module) -> Iterator[Finding]:
+    """Find layers of other libraries that normalize their weight, one finding a class."""
+    found: dict[type[nn.Module], tuple[str, MethodInfo, str]] = {}
+    count: dict[type[nn.Module], int] = {}
+    for name, module in model.named_modules():
+        # torch gives every parametrized layer a class of its own.
+        kind = type(module) if not is_parametrized(module) else type(module).__bases__[0]
+        subject = subject_of(module)
+        if subject is None:
+            continue
+        if kind not in count:
+            examined = examine(module, subject)
+            if examined.match is None or examined.match.info is None:
+                continue
+            info = examined.match.info
+            found[kind] = name, info, examined.problem or examined.match.fault
+        count[kind] = count.get(kind, 0) + 1
+    for kind, (name, info, fault) in found.items():
+        options = ", ".join(f"{option}={value}" for option, value in info.options.items())
+        layers = (
+            "1 layer normalizes its weight"
+            if count[kind] == 1
+            else (f"{count[kind]} layers normalize their weight")
+        )
+        yield Finding(
+            "warning" if fault else "note",
+            name,
+            f"{layers} in {kind.__name__}'s own code: {info.formula} ({options}; {info.source})",
+            fault
+            or "a norm fused into such a layer is silently taken out again, and defer, kept"
+            " weights and fold do not reach it",
+            "train it as it is only to go on with a checkpoint; convert_ has the right formulas"
+            if fault
+            else "adopt_(model) makes filterwise layers of them: same outputs, same checkpoints",
+        )
 
 
 def nonfinite(name: str, module: nn.Module) -> Iterator[Finding]:

@@ -52,6 +52,7 @@ __all__ = [
     "homes_of",
     "inputs_of",
     "install",
+    "install_state",
     "is_converted",
     "keeper_of",
     "offset_of",
@@ -312,7 +313,6 @@ def install(
     weight = getattr(module, parameter)
     layout = layout_of(module, parameter)
     state = HostState(method, parameter, layout, recipe, kernel, label, preserve=preserve)
-    cls = _hosted_class(type(module))
     added: dict[str, nn.Parameter | Tensor] = {}
     with torch.inference_mode(False), torch.no_grad():
         equinorm = isinstance(method, EquilibriumNormalization)
@@ -331,11 +331,17 @@ def install(
                 module.register_parameter(name, value)
             else:
                 module.register_buffer(name, value)
-        module.__dict__[STATE] = state
-        module.__class__ = cls
+        install_state(module, state)
     except BaseException:
         _take_away(module, list(added))
         raise
+
+
+def install_state(module: nn.Module, state: HostState) -> None:
+    """Let a layer that has all it needs, of its plain class, compute by its state from now on."""
+    cls = _hosted_class(type(module))
+    module.__dict__[STATE] = state
+    module.__class__ = cls
 
 
 def _take_away(module: nn.Module, names: list[str]) -> None:

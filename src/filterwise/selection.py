@@ -16,6 +16,7 @@ from filterwise import balance
 from filterwise.errors import ConversionError
 from filterwise.filters import CONVOLUTIONS, TRANSPOSED, layout_of, weight_name
 from filterwise.host import base_class, converted, is_converted, state_of
+from filterwise.identify import standardizes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,33 +30,17 @@ __all__ = [
     "WeightLayer",
     "chooses",
     "keep_reason",
+    "owners_of",
+    "read_behind",
     "refusal",
     "whole_refusal",
+    "why_not_changed",
 ]
 
 Selector = str | Sequence[str] | Callable[[str, nn.Module], bool]
 """A shell pattern on the dotted name, a list of them, or a predicate ``(name, module) -> bool``."""
 
 SMALLEST_FAN_IN = 16
-
-STANDARDIZED = frozenset(
-    {
-        "StdConv2d",
-        "StdConv2dSame",
-        "ScaledStdConv2d",
-        "ScaledStdConv2dSame",
-        "WeightStandardizedConv2d",
-        "WeightStandardizedConv3d",
-        "ConvWS2d",
-        "ConvAWS2d",
-        "SAConv2d",
-        "WSConv1d",
-        "WSConv2d",
-        "WSConvTranspose2d",
-        "PWSConv2d",
-    }
-)
-"""Classes of other libraries that standardize their weight themselves."""
 
 
 WRAPPERS = {
@@ -165,6 +150,23 @@ def keep_reason(layer: WeightLayer, flow: Flow) -> str | None:
     return None
 
 
+def owners_of(model: nn.Module, name: str) -> list[nn.Module]:
+    """Return a module by its dotted name, and all modules around it, the outermost first."""
+    words = name.split(".") if name else []
+    names = [".".join(words[:length]) for length in range(len(words) + 1)]
+    return [model.get_submodule(one) for one in names]
+
+
+def read_behind(module: nn.Module, owners: Sequence[nn.Module]) -> str | None:
+    """Return which module around a layer reads its raw weight in place of calling it, or None."""
+    for owner in owners:
+        inner = isinstance(owner, nn.MultiheadAttention) and owner is not module
+        if inner or isinstance(owner, nn.TransformerEncoderLayer):
+            name = type(owner).__name__
+            return f"is read by {name} behind its back, so that a method would have no effect"
+    return None
+
+
 def refusal(
     layer: WeightLayer, method: Method, owners: Sequence[nn.Module], *, preserve: bool = False
 ) -> str | None:
@@ -180,21 +182,19 @@ def refusal(
     kind = base_class(module).__name__
     if is_converted(module):
         return f"is already converted to {state_of(module).method}"
-    if kind in STANDARDIZED:
-        return f"standardizes its weight itself ({kind}); it would be standardized twice"
+    adopt = "adopt_(model) makes it a filterwise layer that computes the same"
+    if layer.parameter == "weight" and standardizes(module):
+        return f"normalizes its weight itself ({kind}), which would be done twice; {adopt}"
     if parametrize.is_parametrized(module):
         return "is parametrized; remove the parametrization first"
-    if layer.parameter not in module._parameters or f"{layer.parameter}_g" in module._parameters:
-        return "computes its weight (pruned, or weight_norm by hook); remove that first"
+    if layer.parameter not in module._parameters:
+        return "computes its weight (pruned); remove that first"
     if type(module).forward is nn.Module.forward:
         return "belongs to a module without a forward of its own, so that a method has no effect"
     if not layer.weight.is_floating_point():
         return f"has a weight of {layer.weight.dtype}"
-    for owner in owners:
-        inner = isinstance(owner, nn.MultiheadAttention) and owner is not module
-        if inner or isinstance(owner, nn.TransformerEncoderLayer):
-            name = type(owner).__name__
-            return f"is read by {name} behind its back, so that a method would have no effect"
+    if reader := read_behind(module, owners):
+        return reader
     prefix = "" if layer.parameter == "weight" else f"{layer.parameter}_"
     added = ["gain"] if method.has_gain or preserve else []
     added += ["offset"] if method.has_offset or (preserve and method.shifts) else []
@@ -210,13 +210,8 @@ def refusal(
     return method.refuses(tuple(layer.weight.shape), layout_of(module, layer.parameter))
 
 
-def whole_refusal(model: nn.Module, *, preserve: bool = False) -> str | None:
-    """Return why a model cannot be converted as a whole, or None; the way out is named.
-
-    Args:
-        model: The model.
-        preserve: Whether its function is to be kept.
-    """
+def why_not_changed(model: nn.Module) -> str | None:
+    """Return why layers of a model cannot be changed in place (it is wrapped, lazy), or None."""
     for name, module in model.named_modules():
         wrapper = WRAPPERS.get(type(module).__name__)
         if wrapper:
@@ -225,17 +220,36 @@ def whole_refusal(model: nn.Module, *, preserve: bool = False) -> str | None:
     lazy = [name for name, parameter in model.named_parameters() if is_lazy(parameter)]
     if lazy:
         return f"has parameters without a shape yet ({lazy[0]}, lazy); run it once, then convert it"
-    if preserve and any(parameter.is_meta for parameter in model.parameters()):
-        return "is on the meta device and has no values to preserve; load them, then convert it"
     sharded = any(type(parameter).__name__ == "DTensor" for parameter in model.parameters())
     if sharded:
         return "is sharded (FSDP2); convert it before fully_shard"
-    layers = list(converted(model))
-    if layers:
-        recipe = state_of(layers[0][1]).recipe
-        return (
-            f"is already converted ({len(layers)} layers, {recipe!r}; first:"
-            f" {layers[0][0] or type(model).__name__}); call unconvert_(model) to get its raw"
-            " weights back, then convert_ again (to mix methods, convert submodules one by one)"
-        )
     return None
+
+
+def whole_refusal(model: nn.Module, *, preserve: bool = False) -> str | None:
+    """Return why a model cannot be converted as a whole, or None; the way out is named.
+
+    Args:
+        model: The model.
+        preserve: Whether its function is to be kept.
+    """
+    if reason := why_not_changed(model):
+        return reason
+    if preserve and any(parameter.is_meta for parameter in model.parameters()):
+        return "is on the meta device and has no values to preserve; load them, then convert it"
+    layers = list(converted(model))
+    if not layers:
+        return None
+    state = state_of(layers[0][1])
+    recipe = state.recipe
+    if state.origin is not None:
+        return (
+            f"holds adopted layers ({len(layers)}, first: {layers[0][0]}, {recipe!r}); convert"
+            " fold(model), whose layers are plain and have the weights that these compute with"
+            " (to mix methods, convert submodules one by one)"
+        )
+    return (
+        f"is already converted ({len(layers)} layers, {recipe!r}; first:"
+        f" {layers[0][0] or type(model).__name__}); call unconvert_(model) to get its raw"
+        " weights back, then convert_ again (to mix methods, convert submodules one by one)"
+    )

@@ -41,10 +41,15 @@ STATE = "_filterwise"
 class Origin(Protocol):
     """What an adopted layer was in its own library, and how it becomes that again."""
 
-    kind: str
-    """Name of the class it had."""
-    keys: Mapping[str, str]
-    """Keys of its former checkpoints, and the names in the layer that they go to now."""
+    @property
+    def kind(self) -> str:
+        """Name of the class it had."""
+        ...
+
+    @property
+    def keys(self) -> Mapping[str, str]:
+        """Keys of its former checkpoints, and the names in the layer that they go to now."""
+        ...
 
     def restore(self, module: nn.Module) -> None:
         """Make the layer, which has its plain class and its own parameters, what it was."""

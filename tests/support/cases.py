@@ -46,7 +46,12 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "equinorm": {"single": {"single_pass": True}},
     "wn": {"eps=0": {"eps": 0.0}, "eps=0.5": {"eps": 0.5}},
     "cwn": {"eps=0": {"eps": 0.0}},
-    "sws": {"gelu": {"activation": "gelu"}, "added": {"floor": False}, "eps=0": {"eps": 0.0}},
+    "sws": {
+        "gelu": {"activation": "gelu"},
+        "gamma=1.5": {"activation": 1.5},
+        "added": {"floor": False},
+        "eps=0": {"eps": 0.0},
+    },
     "ews": {"inside": {"eps_inside": True}, "eps=0": {"eps": 0.0}, "shared": {"shared": True}},
 }
 

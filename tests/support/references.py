@@ -143,7 +143,9 @@ def _weight_centering(_n: int, _o: Mapping[str, Any]) -> Formula:
 def _scaled(n: int, o: Mapping[str, Any]) -> Formula:
     # Section 5.3: the public NFNet form floors n V; timm's adds eps to V.
     unbiased = math.sqrt(n / (n - 1)) if o["ddof"] else 1.0
-    gain = PUBLIC_GAINS[o["activation"]] if o["public"] else activation_moments(o["activation"])[2]
+    gain = o["activation"]
+    if isinstance(gain, str):
+        gain = PUBLIC_GAINS[gain] if o["public"] else activation_moments(gain)[2]
     if not o["floor"]:
         divisor, slope = _inside(o["eps"], unbiased)
         return Formula(True, True, gain * n**-0.5, divisor, slope)

@@ -28,7 +28,7 @@ class ScaledWeightStandardization(WeightMethod):
         activation: The activation before the layers (one for all of them): identity, relu,
             leaky_relu, leaky_relu_SLOPE, prelu, relu6, relu_squared, elu, celu, selu, gelu,
             gelu_tanh, silu, mish, hardswish, softplus, logsigmoid, sigmoid, hardsigmoid, tanh,
-            hardtanh, softsign.
+            hardtanh, softsign. Or gamma itself, a number > 0.
         public: Take the constants of published code instead of the exact ones.
         eps: Floor of n V (``floor=True``), or number added to V inside the root.
         floor: Which of the two.
@@ -51,7 +51,7 @@ class ScaledWeightStandardization(WeightMethod):
         "nfnets_pytorch": {"activation": "identity", "ddof": 1},
     }
 
-    activation: str = "relu"
+    activation: str | float = "relu"
     public: bool = False
     eps: float = 1e-4
     floor: bool = True
@@ -63,7 +63,11 @@ class ScaledWeightStandardization(WeightMethod):
         options.flag("floor", self.floor)
         object.__setattr__(self, "eps", options.number("eps", self.eps))
         options.choice("ddof", self.ddof, (0, 1))
-        activation_gain(str(self.activation), public=self.public)
+        if isinstance(self.activation, str):
+            activation_gain(self.activation, public=self.public)
+        else:
+            gamma = options.number("activation", self.activation, above=True)
+            object.__setattr__(self, "activation", gamma)
 
     @property
     def has_gain(self) -> bool:
@@ -72,9 +76,12 @@ class ScaledWeightStandardization(WeightMethod):
 
     def family(self, fan_in: int) -> Family:
         """Return the method's place in the family for filters of `fan_in` weights."""
+        gamma = self.activation
+        if isinstance(gamma, str):
+            gamma = activation_gain(gamma, public=self.public)
         return Family(
             scale="max" if self.floor else "root",
             eps=self.eps / fan_in if self.floor else self.eps,
-            constant=activation_gain(self.activation, public=self.public) / math.sqrt(fan_in),
+            constant=gamma / math.sqrt(fan_in),
             ddof=self.ddof,
         )
