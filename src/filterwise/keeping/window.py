@@ -160,9 +160,30 @@ def _owned(optimizer: torch.optim.Optimizer) -> set[int]:
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
-def _before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+def _before_step(
+    optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Guard a step, or the end of its closure: that may be the backward that hands over."""
     if not Window.opened:
-        return
+        return None
+    if len(args) > 1 and callable(args[1]):
+        return (args[0], _guarded(optimizer, args[1]), *args[2:]), kwargs
+    if callable(kwargs.get("closure")):
+        return args, {**kwargs, "closure": _guarded(optimizer, kwargs["closure"])}
+    _refuse_open_windows(optimizer)
+    return None
+
+
+def _guarded(optimizer: torch.optim.Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def run() -> Any:
+        loss = closure()
+        _refuse_open_windows(optimizer)
+        return loss
+
+    return run
+
+
+def _refuse_open_windows(optimizer: torch.optim.Optimizer) -> None:
     owned = _owned(optimizer)
     for window in list(Window.opened):
         for kept in window.gathering:
