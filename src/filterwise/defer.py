@@ -15,14 +15,15 @@ from filterwise.errors import FilterwiseWarning
 from filterwise.keeping import Window, are_own, are_shared, watch_steps
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from contextlib import AbstractContextManager
 
-    from torch import nn
+    from torch import Tensor, nn
 
     from filterwise.host import HostState
-    from filterwise.keeping import Keeper, Mode
+    from filterwise.keeping import Entry
 
-    Before = tuple[Keeper, Mode, Window | None]
+    Home = dict[str, Any]
 
 __all__ = ["defer", "keep_weights"]
 
@@ -89,6 +90,24 @@ class _Plan:
         self.states: list[HostState] = []
         self.wrappers: list[weakref.ref[DistributedDataParallel]] = []
         self.told = False
+        self._tensors: list[tuple[Home, str, Tensor]] = []
+        self._modules: list[tuple[Home, list[nn.Module | None]]] = []
+
+    def remember(self, model: nn.Module, layers: Iterable[nn.Module]) -> None:
+        """Note which modules and tensors there are, and where they are found."""
+        self._tensors = [found for module in layers for found in host.homes_of(module)]
+        homes = [module._modules for module in model.modules() if module._modules]
+        self._modules = [(home, list(home.values())) for home in homes]
+
+    def is_current(self) -> bool:
+        """Tell whether the model's modules and the layers' tensors are those that it knows."""
+        for home, modules in self._modules:
+            if list(home.values()) != modules:
+                return False
+        for home, name, tensor in self._tensors:  # noqa: SIM110 (twice as fast)
+            if home.get(name) is not tensor:
+                return False
+        return True
 
 
 # Nothing lies on the model itself, which may be plain and is the user's to copy and pickle.
@@ -101,7 +120,7 @@ class _Context:
     def __init__(self, model: nn.Module, enabled: bool) -> None:
         self._model = model
         self._enabled = enabled
-        self._left: list[tuple[Window, list[Before], list[Any]]] = []
+        self._left: list[tuple[Window, Entry, list[Any]]] = []
 
     def __enter__(self) -> None:
         if torch.compiler.is_compiling():
@@ -109,27 +128,24 @@ class _Context:
         plan = _PLANS.get(self._model)
         if plan is not None:
             plan.window.end_if_dropped()
-        if plan is None or plan.window not in Window.opened:
+        if plan is None or (plan.window not in Window.opened and not plan.is_current()):
             plan = _look_through(self._model, plan)
         window = plan.window
         entered = self._enter_wrappers(plan) if plan.wrappers else []
-        before: list[Before] = [(keeper, keeper.mode, keeper.window) for keeper in window.members]
-        mode: Mode = "defer" if self._enabled else "hand over"
-        for keeper in window.members:
-            keeper.mode, keeper.window = mode, window
-        self._left.append((window, before, entered))
+        self._left.append(
+            (window, window.enter("defer" if self._enabled else "hand over"), entered)
+        )
 
     def __exit__(self, kind: object, *_: object) -> None:
         if not self._left:
             return
         window, before, entered = self._left.pop()
         try:
-            if not self._enabled and kind is None:
+            if not self._enabled and kind is None and Window.opened:
                 elsewhere = [one.gathering for one in window.members if one.gathering is not None]
                 window.close(kept for kept in elsewhere if kept.gathered() is not None)
         finally:
-            for keeper, mode, former in before:
-                keeper.mode, keeper.window = mode, former
+            window.leave(before)
             for context in reversed(entered):
                 context.__exit__(None, None, None)
 
@@ -179,11 +195,12 @@ def _look_through(model: nn.Module, plan: _Plan | None) -> _Plan:
             aside.append(module)
             continue
         keeper = host.keeper_of(module)
-        keeper.own = tensors
+        keeper.belong_to(tensors)
         if not known:
             keeper.label = names[id(module)] or type(module).__name__
         members.append(keeper)
-    plan.window.members = members
+    plan.window.take(members)
+    plan.remember(model, layers)
     if aside and not plan.told:
         plan.told = True
         first = next(name for name, module in host.converted(model) if module is aside[0])

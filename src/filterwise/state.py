@@ -12,7 +12,7 @@ from filterwise.keeping import Computation, Keeper, can_keep, compute
 from filterwise.methods.equinorm import EquilibriumNormalization
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from torch import Tensor, nn
 
@@ -26,6 +26,7 @@ __all__ = [
     "Origin",
     "effective_weight",
     "gain_of",
+    "homes_of",
     "inputs_of",
     "is_converted",
     "keeper_of",
@@ -178,6 +179,16 @@ def inputs_of(module: nn.Module) -> tuple[Tensor, ...]:
             value for name in balance.BUFFERS if (value := module._buffers.get(name)) is not None
         ]
     return tuple(tensors)
+
+
+def homes_of(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
+    """Yield the dictionary, name and value of each tensor that `inputs_of` gives."""
+    names = [*state_of(module).sources, *balance.BUFFERS]
+    for home in (module._parameters, module._buffers, module.__dict__):
+        for name in names:
+            value = home.get(name)
+            if isinstance(value, torch.Tensor):
+                yield home, name, value
 
 
 def effective_weight(module: nn.Module, input: Tensor | None = None) -> Tensor:

@@ -4,6 +4,8 @@
 kept     A kept weight, and the marks by which it is seen to be stale
 gathered A kept weight of a window, and the gradient that micro-batches gathered on it
 window   The window of one optimizer step: it is filled, closed, and guarded against steps
+group    Layers that are filled and handed over together
+nodes    The nodes of autograd that hand over
 keeper   One layer's part: what its next forward computes with
 ======== =====================================================================================
 
@@ -15,14 +17,14 @@ once. Everything here is exact or says so with a `DeferralError`.
 
 from __future__ import annotations
 
-from filterwise.keeping.keeper import Keeper, Mode
+from filterwise.keeping.keeper import Keeper
 from filterwise.keeping.kept import Computation, are_own, are_shared, can_keep, compute
-from filterwise.keeping.window import Window, watch_steps
+from filterwise.keeping.window import Entry, Window, watch_steps
 
 __all__ = [
     "Computation",
+    "Entry",
     "Keeper",
-    "Mode",
     "Window",
     "are_own",
     "are_shared",

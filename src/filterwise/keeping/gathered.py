@@ -40,6 +40,7 @@ class GatheringWeight(KeptWeight):
         backwards: How many backward passes were gathered.
         learned: Which of the tensors required a gradient when it began to gather.
         retired: Whether its window is closed and an ordinary forward has come since.
+        goes_alone: Whether a backward of its group has passed it by, as where it was not used.
     """
 
     def __init__(self, how: Computation, tensors: Sequence[Tensor], names: tuple[str, ...]) -> None:
@@ -50,6 +51,7 @@ class GatheringWeight(KeptWeight):
         self.backwards = 0
         self.learned: tuple[bool, ...] = ()
         self.retired = False
+        self.goes_alone = False
         self._sum: Tensor | None = None
         self._shown: Tensor | None = None
         self._seen: Tensor | None = None
@@ -72,12 +74,20 @@ class GatheringWeight(KeptWeight):
         self._leaf = weakref.ref(leaf)
         return leaf
 
-    def enter(self, window: Window, label: str, tensors: Sequence[Tensor]) -> None:
+    def enter(self, window: Window) -> None:
         """Get ready to be filled for a window."""
-        self.label = label
-        self.take_from(tensors)
         self._window, self._generation = weakref.ref(window), window.generation
         self.retired = False
+
+    @property
+    def has_gathered(self) -> bool:
+        """Whether anything was gathered; `gathered` looks whether `zero_grad` has dropped it."""
+        return self._sum is not None
+
+    def as_output(self) -> Tensor:
+        """Return the kept weight in the raw weight's dtype, for a node to be put behind it."""
+        values, dtype = self.values, self.tensors[0].dtype
+        return values.detach() if values.dtype is dtype else values.to(dtype)
 
     def learns(self) -> tuple[bool, ...]:
         """Tell which of the tensors require a gradient now."""
@@ -169,9 +179,10 @@ class GatheringWeight(KeptWeight):
         self._see(gradient)
         return self._sum
 
-    def _step_aside(self, gradient: Tensor) -> None:
+    def _step_aside(self, gradient: Tensor | None) -> None:
         """Make way for a gradient that reaches the raw weight by another path."""
-        del gradient
+        if gradient is None:  # what a group's node says of a layer that was not used
+            return
         weight = self.tensors[0]
         if not adds_up(torch.autograd.graph.get_gradient_edge(weight).node):
             return
@@ -221,6 +232,17 @@ class GatheringWeight(KeptWeight):
             owner = getattr(hook, "__self__", None)
             if isinstance(owner, GatheringWeight) and owner is not self:
                 yield owner
+
+    @property
+    def is_hooked(self) -> bool:
+        """Whether somebody else's hooks wait for gradients of what it is made from."""
+        for tensor in self.tensors:
+            before, after = tensor._backward_hooks, tensor._post_accumulate_grad_hooks
+            if before or after:
+                own = len(self._guards) if tensor is self.tensors[0] else 0
+                if len(before or ()) + len(after or ()) > own:
+                    return True
+        return False
 
     def _forget(self) -> None:
         leaf = None if self._leaf is None else self._leaf()

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+import weakref
+from typing import TYPE_CHECKING
 
 import torch
 
-from filterwise.keeping.gathered import GatheringWeight, adds_up
-from filterwise.keeping.kept import (
-    KeptWeight,
-    are_shared,
-    can_keep,
-    changed,
-    differentiate,
-    fill,
-    pull_back,
-)
+from filterwise.keeping.gathered import GatheringWeight
+from filterwise.keeping.kept import KeptWeight, are_shared, can_keep, fill
+from filterwise.keeping.nodes import HandOver
 from filterwise.keeping.window import Steps, hand_over, watch_steps
 from filterwise.kernel.function import is_watched
 
@@ -24,12 +18,11 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from filterwise.keeping.kept import Computation, Made
-    from filterwise.keeping.window import Window
+    from filterwise.keeping.group import HandedOver
+    from filterwise.keeping.kept import Computation
+    from filterwise.keeping.window import Mode, Window
 
-__all__ = ["Keeper", "Mode"]
-
-Mode = Literal["ordinary", "defer", "hand over"]
+__all__ = ["Keeper"]
 
 
 class Keeper:
@@ -41,9 +34,8 @@ class Keeper:
         label: The layer's dotted name, for messages.
         own: The layer's tensors when a window was last entered. Other ones belong to a
             `functional_call` and take the ordinary way.
-        mode: What a forward with gradient does: as ever, gather, or hand over.
-        window: The window of the innermost `defer` that the layer is in.
         gathering: What the window's micro-batches compute with.
+        handed_over: The output of its group's node that its forwards use until the window closes.
     """
 
     def __init__(self, how: Computation, names: tuple[str, ...]) -> None:
@@ -52,9 +44,9 @@ class Keeper:
         self.names = names
         self.label = "a layer"
         self.own: tuple[Tensor, ...] = ()
-        self.mode: Mode = "ordinary"
-        self.window: Window | None = None
         self.gathering: GatheringWeight | None = None
+        self.handed_over: HandedOver | None = None
+        self._window: weakref.ref[Window] | None = None
         self._leaf: Tensor | None = None
         self._resting: tuple[KeptWeight, int] | None = None
 
@@ -66,6 +58,26 @@ class Keeper:
             if one is not tensor:
                 return False
         return True
+
+    @property
+    def window(self) -> Window | None:
+        """The window of the innermost `defer` that the layer is or was in."""
+        return None if self._window is None else self._window()
+
+    def enter(self, window: Window | None) -> None:
+        """Be in a window from now on; it holds its layers, so they must not hold it."""
+        self._window = None if window is None else weakref.ref(window)
+
+    @property
+    def mode(self) -> Mode:
+        """What a forward with gradient does: as ever, gather, or hand over."""
+        window = None if self._window is None else self._window()
+        return "ordinary" if window is None else window.mode
+
+    def belong_to(self, tensors: tuple[Tensor, ...]) -> None:
+        """Note which tensors are the layer's own."""
+        if not self._is_own(tensors):
+            self.own = tensors
 
     def replace(self, tensors: Sequence[Tensor]) -> None:
         """Note that the layer may have other tensors for good: loaded by assignment, moved."""
@@ -79,7 +91,7 @@ class Keeper:
         self._resting = None
         kept = self.gathering
         if buffers and kept is not None and not kept.is_open and kept.gathered() is None:
-            self.gathering = self._leaf = None
+            self.gathering = self._leaf = self.handed_over = None
 
     def release(self) -> None:
         """Hand over what was gathered, before the layer is taken back."""
@@ -124,7 +136,13 @@ class Keeper:
         Raises:
             DeferralError: If gradients were gathered on a weight that has changed since.
         """
-        kept, mode = self.gathering, self.mode
+        handed, window = self.handed_over, self._window and self._window()
+        mode = window.mode if window is not None else "ordinary"
+        repeats = torch._C._current_graph_task_id() != -1
+        if handed is not None and mode != "defer" and not (repeats or is_watched()):  # noqa: SIM102
+            if handed.serves(tensors):
+                return handed.output
+        kept = self.gathering
         if (kept is None and mode == "ordinary") or not self._is_own(tensors) or is_watched():
             return None
         if kept is not None and kept.gathered() is not None:
@@ -144,9 +162,14 @@ class Keeper:
             return None if learns else kept.values.to(weight.dtype)
         if mode == "defer":
             return self._on_leaf(weight)
-        if torch._C._current_graph_task_id() != -1:
+        if repeats:
             self._close_with_the_outer_backward(kept)
-        return _HandOver.apply(kept, *tensors)
+        else:
+            window = kept.window
+            group = None if window is None else window.group_of(kept)
+            if group is not None and group.hand_over() and self.handed_over is not None:
+                return self.handed_over.output
+        return HandOver.apply(kept, *tensors)
 
     def _recomputed(self, kept: GatheringWeight | None, tensors: Sequence[Tensor]) -> Tensor | None:
         """Serve a checkpoint that repeats a forward of a window that has closed meanwhile."""
@@ -156,7 +179,7 @@ class Keeper:
             kept.retired = True
         if kept.retired or not kept.is_unchanged() or not tensors[0].requires_grad:
             return None
-        return _HandOver.apply(kept, *tensors)
+        return HandOver.apply(kept, *tensors)
 
     def _close_with_the_outer_backward(self, kept: GatheringWeight) -> None:
         """Let a forward that is repeated inside a backward not end the window with its own."""
@@ -199,45 +222,7 @@ class Keeper:
         if kept is None:
             kept = self.gathering = GatheringWeight(self.how, tensors, self.names)
             self._leaf = kept.make_leaf()
-        kept.enter(window, self.label, tensors)
+        kept.label = self.label
+        kept.take_from(tensors)
+        kept.enter(window)
         return kept
-
-
-class _HandOver(torch.autograd.Function):
-    """The kept weight as a function of raw weight and gain, whose backward takes the sum along.
-
-    The tensors lie on the node itself: `save_for_backward` would hand out detached copies under
-    checkpointing, and count as saved tensors there, which a repeated forward must equal.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, kept: GatheringWeight, *tensors: Tensor) -> Tensor:
-        ctx.kept, ctx.made = kept, kept.made
-        ctx.repeated = torch._C._current_graph_task_id() != -1
-        return kept.values.detach().to(tensors[0].dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        kept: GatheringWeight = ctx.kept
-        made: Made = ctx.made
-        if kept.spoiled or changed(made.marks) is not None:
-            raise kept.refusal()
-        gradient, owned = gradients[0], None
-        if all(node is None or adds_up(node) for node, _ in ctx.next_functions):
-            window = kept.window
-            if window is not None and kept.is_open and not ctx.repeated:
-                window.close_after_backward()
-            owned = kept.take()
-        if torch.is_grad_enabled():
-            found = differentiate(made, gradient)
-            if owned is not None:
-                with torch.no_grad():
-                    constant = pull_back([(made, owned)], in_place=True)[0]
-                found = tuple(
-                    one if one is None or more is None else one + more
-                    for one, more in zip(found, constant, strict=True)
-                )
-            return None, *found
-        if owned is not None:
-            gradient = owned.add_(gradient)
-        return None, *pull_back([(made, gradient)], in_place=owned is not None)[0]

@@ -8,7 +8,7 @@ handed over, through autograd, so that hooks on the raw parameters fire.
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch.optim.optimizer import (
@@ -17,6 +17,7 @@ from torch.optim.optimizer import (
 )
 
 from filterwise.errors import DeferralError
+from filterwise.keeping.group import grouped
 from filterwise.keeping.kept import fill, pull_back
 
 if TYPE_CHECKING:
@@ -25,9 +26,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from filterwise.keeping.gathered import GatheringWeight
+    from filterwise.keeping.group import Group
     from filterwise.keeping.keeper import Keeper
 
-__all__ = ["Steps", "Window", "hand_over", "watch_steps"]
+__all__ = ["Entry", "Mode", "Steps", "Window", "hand_over", "watch_steps"]
+
+Mode = Literal["ordinary", "defer", "hand over"]
+Entry = tuple[Mode, list[tuple["Keeper", "Window | None"]]]
+"""What leaving a window puts back: its mode, and the layers that were in another one."""
 
 
 class Window:
@@ -36,6 +42,7 @@ class Window:
     Attributes:
         opened: All windows that are open.
         members: The layers of the model that take part.
+        mode: What a forward with gradient of a layer that is in it does.
         generation: Grows whenever the window closes; a kept weight of another one has served.
         at_end: What is to be done once when the window closes.
     """
@@ -45,16 +52,64 @@ class Window:
     def __init__(self) -> None:
         """Start closed, without members."""
         self.members: list[Keeper] = []
+        self.mode: Mode = "ordinary"
         self.generation = 0
         self.at_end: list[Callable[[], object]] = []
         self._gathering: dict[GatheringWeight, None] = {}
+        self._groups: list[Group] = []
+        self._alone: list[Keeper] = []
+        self._group_of: dict[GatheringWeight, Group] = {}
         self._task: int | None = None
+        self._has_all = False
+
+    def take(self, members: list[Keeper]) -> None:
+        """Have these layers as members from now on."""
+        if list(map(id, members)) != list(map(id, self.members)):
+            self.members, self._has_all = members, False
+            self._groups, self._alone, self._group_of = [], [], {}
+
+    def enter(self, mode: Mode) -> Entry:
+        """Take the layers in, from other windows where they are in one, and set the mode."""
+        elsewhere: list[tuple[Keeper, Window | None]] = []
+        for keeper in () if self._has_all else self.members:
+            former = keeper.window
+            if former is not self:
+                keeper.enter(self)
+            if former is not None and former is not self:
+                former._has_all = False
+                if former.mode != "ordinary":
+                    elsewhere.append((keeper, former))
+        before, self.mode, self._has_all = self.mode, mode, True
+        return before, elsewhere
+
+    def leave(self, entry: Entry) -> None:
+        """Put back what `enter` found."""
+        self.mode, elsewhere = entry
+        for keeper, former in elsewhere:
+            keeper.enter(former)
+            self._has_all = False
 
     def fill(self) -> None:
         """Compute the effective weights of all members that need it, in one call."""
         Window.opened.add(self)
-        stale = [keeper.prepare(self) for keeper in self.members if keeper.window is self]
+        opens = all(group.generation != self.generation for group in self._groups)
+        if self._groups and opens and all(group.stands(self) for group in self._groups):
+            for group in self._groups:
+                group.fill(self)
+            self._fill_one_by_one(self._alone)
+            return
+        self._fill_one_by_one(self.members)
+        self._groups = grouped(self.members, self)
+        self._group_of = {kept: group for group in self._groups for kept in group.members}
+        self._alone = [one for one in self.members if one.gathering not in self._group_of]
+
+    def _fill_one_by_one(self, keepers: Iterable[Keeper]) -> None:
+        stale = [keeper.prepare(self) for keeper in keepers if keeper.window is self]
         fill([kept for kept in stale if kept is not None])
+
+    def group_of(self, kept: GatheringWeight) -> Group | None:
+        """Return the group that a kept weight is handed over with; None if it goes alone."""
+        return self._group_of.get(kept)
 
     def join(self, kept: GatheringWeight) -> None:
         """Take in a layer that has begun to gather."""
@@ -80,6 +135,8 @@ class Window:
         left, self._gathering = self.gathering, {}
         self.generation += 1
         Window.opened.discard(self)
+        for group in self._groups:
+            group.take_back()
         at_end, self.at_end = self.at_end, []
         for done in at_end:
             done()

@@ -69,7 +69,12 @@ def is_traced() -> bool:
 
 def is_watched() -> bool:
     """Tell whether anybody follows the operations, a dispatch mode included."""
-    return torch._C._len_torch_dispatch_stack() > 0 or is_traced()
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._get_tracing_state() is not None
+        or torch.compiler.is_compiling()
+    )
 
 
 def is_plain(tensor: Tensor) -> bool:
