@@ -1,4 +1,4 @@
-# make demo | test | check: each makes .venv here when it is missing, then runs.
+# make demo | test | docs | check: each makes .venv here when it is missing, then runs.
 # PYTHON=/path/to/python3.12 chooses the interpreter the environment is made with.
 
 PYTHON ?= $(shell for candidate in python3 python3.13 python3.12 python3.11; do \
@@ -9,12 +9,13 @@ READY := $(VENV)/.ready
 RUN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: help demo test check format clean
+.PHONY: help demo test docs check format clean
 
 help:
 	@echo "make demo    train the recipes on real digits and compare them (about 3 minutes)"
 	@echo "make test    the tests (under 5 minutes on two cores)"
-	@echo "make check   format, lint, types, import floors, tests"
+	@echo "make docs    the documentation, in build/docs/index.html (under a minute)"
+	@echo "make check   format, lint, types, import floors, documentation, tests"
 	@echo "make format  let ruff rewrite what it can"
 	@echo "make clean   remove the environment and caches (results under runs/ stay)"
 
@@ -41,11 +42,16 @@ demo: $(READY)
 test: $(READY)
 	$(RUN)/python -m pytest --numprocesses $(WORKERS)
 
+docs: $(READY)
+	$(RUN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/docs
+	@echo "Documentation: build/docs/index.html"
+
 check: $(READY)
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
 	$(RUN)/pyright
 	$(RUN)/lint-imports --no-logo
+	$(RUN)/sphinx-build --fail-on-warning --keep-going --quiet docs build/docs
 	$(RUN)/python -m pytest --numprocesses $(WORKERS)
 
 format: $(READY)

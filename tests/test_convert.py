@@ -192,7 +192,7 @@ REFUSALS = [
         ["ParametrizedConv2d", "adopt_(model)"],
     ),
     (
-        lambda: parametrizations.spectral_norm(nn.Conv2d(8, 8, 3)),
+        lambda: parametrizations.orthogonal(nn.Conv2d(8, 8, 3)),
         "wa",
         {"select": lambda *_: True},
         ["parametrized"],

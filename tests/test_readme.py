@@ -51,3 +51,10 @@ def test_contributing_names_files_that_exist():
         assert path.endswith("your_method.py") or (ROOT / path).exists(), path
     for name in re.findall(r"`(\w+\.py)`", text):
         assert list(ROOT.glob(f"src/filterwise/**/{name}")), name
+
+
+def test_every_page_that_is_linked_exists():
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", README + (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(links) > 5
+    for link in links:
+        assert (ROOT / link).exists(), link

@@ -156,6 +156,45 @@ def test_step_is_refused_when_every_micro_batch_was_deferred(inside):
         torch.testing.assert_close(p, q, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("by_name", [False, True], ids=["positional", "closure="])
+def test_last_micro_batch_in_the_closure_of_a_step(by_name):
+    """Trainers run the last forward and backward inside `optimizer.step`."""
+
+    def scenario(model, defer):
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        for _ in range(2):
+            for x in THREE[:-1]:
+                with defer(model):
+                    loss(model, x).backward()
+
+            def closure():
+                value = loss(model, THREE[-1])
+                value.backward()
+                return value
+
+            value = optimizer.step(closure=closure) if by_name else optimizer.step(closure)
+            assert isinstance(value, torch.Tensor)
+            optimizer.zero_grad()
+
+    both(scenario, network)
+
+
+def test_step_is_refused_when_its_closure_was_deferred_too():
+    model = network()
+    before = states(model)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def closure():
+        with fw.defer(model):
+            loss(model, THREE[0]).backward()
+
+    closure()
+    with pytest.raises(fw.DeferralError, match="gathered gradient of 2 micro-batches"):
+        optimizer.step(closure)
+    for name, value in states(model).items():
+        assert torch.equal(value, before[name])
+
+
 def test_step_of_other_parameters_is_not_refused():
     model = network()
     every_micro_batch_deferred(model)

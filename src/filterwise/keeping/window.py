@@ -228,8 +228,27 @@ def _owned(optimizer: torch.optim.Optimizer) -> set[int]:
     return {id(p) for group in optimizer.param_groups for p in group["params"]}
 
 
-def _before_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    refuse_unfinished(_owned(optimizer) if Window.opened else (), "an optimizer step")
+def _before_step(
+    optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    """Guard a step, or the end of its closure: that may be the backward that hands over."""
+    if not Window.opened:
+        return None
+    if len(args) > 1 and callable(args[1]):
+        return (args[0], _guarded(optimizer, args[1]), *args[2:]), kwargs
+    if callable(kwargs.get("closure")):
+        return args, {**kwargs, "closure": _guarded(optimizer, kwargs["closure"])}
+    refuse_unfinished(_owned(optimizer), "an optimizer step")
+    return None
+
+
+def _guarded(optimizer: torch.optim.Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+    def run() -> Any:
+        loss = closure()
+        refuse_unfinished(_owned(optimizer), "an optimizer step")
+        return loss
+
+    return run
 
 
 def refuse_unfinished(owned: Collection[int], what: str) -> None:

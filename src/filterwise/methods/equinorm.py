@@ -33,7 +33,7 @@ class EquilibriumNormalization(Method):
 
     .. math::
         w' = w - \frac{\sum_j v_j w_j}{\sum_j v_j}, \quad
-        w'' = \varphi\,w' \Big/ \sum_j v_j \max(w'_j, 0), \quad
+        w'' = \varphi\,\frac{w'}{\sum_j v_j \max(w'_j, 0)}, \quad
         y_d = a_d\,(x * w''_d) + c_d
 
     with j over the weights of a filter and :math:`v_j` the mean of the input channel that the
