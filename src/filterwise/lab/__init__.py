@@ -11,7 +11,7 @@
     tasks           what can be learned: each with data, model, loss and metrics
     training        the training engine, for every run
     results         results.jsonl: whole at every moment
-    nets models data folder             what is trained, and on what
+    nets models data                    what is trained, and on what
     settings errors
 
 Needs the extra ``lab``; nothing outside this package and the command line imports it.

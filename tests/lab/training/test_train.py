@@ -146,7 +146,7 @@ def test_a_ragged_step_is_scaled_by_its_own_samples(tmp_path):
         update={"data": wanted.data.model_copy(update={"train_samples": 150})}
     )
     train(wanted, tmp_path)
-    from filterwise.lab.batches import LivePictures
+    from filterwise.lab.data.live import LivePictures
     from filterwise.lab.training.place import make_fabric
     from filterwise.lab.training.seeds import seed_everything
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from filterwise.lab.batches import LivePictures
 from filterwise.lab.data import load
+from filterwise.lab.data.live import LivePictures
+from filterwise.lab.data.stream import StreamedPictures, find_tree
 from filterwise.lab.nets import build
 
 if TYPE_CHECKING:
@@ -32,14 +33,10 @@ class Classification:
     def __init__(self, settings: TrainingSettings, fabric: Fabric) -> None:
         """Read the data and build the model, whose weights are drawn under the run's seed."""
         execution = settings.execution
-        data = load(
-            settings.data.name,
-            root=execution.root,
-            size=settings.data.size,
-            download=execution.download,
-        )
+        self._batches, data = _read(settings, fabric)
+        classes = data.pop("class_names")
         model, report = build(
-            settings.model.name, settings.model.recipe, data.channels, len(data.classes)
+            settings.model.name, settings.model.recipe, data["channels"], len(classes)
         )
         if settings.precision == "64-true":
             model.double()
@@ -49,14 +46,11 @@ class Classification:
         if execution.compile:
             self.model.compile()
         self._fabric = fabric
-        self._batches = LivePictures(data, settings, fabric)
         self.steps = self._batches.steps
-        self._scores = Scores(len(data.classes), fabric.device)
+        self._scores = Scores(len(classes), fabric.device)
         self.facts: dict[str, Any] = {
-            "data": data.name,
-            "origin": data.origin,
-            "data_sha256": data.sha256,
-            "classes": len(data.classes),
+            **data,
+            "classes": len(classes),
             "parameters": sum(each.numel() for each in model.parameters()),
             "conversion": report.summary,
         }
@@ -71,14 +65,42 @@ class Classification:
         return nn.functional.cross_entropy(forward(pictures), labels, reduction="sum")
 
     def evaluate(self) -> dict[str, float]:
-        """Return error, top-5 error (of six classes or more) and loss on the test pictures."""
+        """Return error, top-5 error (of six classes or more) and loss on the test pictures.
+
+        With several sets to test on, each metric has its set's name before it: ``webcam/error``.
+        """
         self.model.eval()
-        self._scores.reset()
+        found: dict[str, float] = {}
         with torch.no_grad(), self._fabric.autocast():
-            for pictures, labels in self._batches.test():
-                self._scores.update(self.model(pictures), labels)
+            for name in self._batches.tests:
+                self._scores.reset()
+                for pictures, labels in self._batches.test(name):
+                    self._scores.update(self.model(pictures), labels)
+                before = f"{name}/" if name else ""
+                found |= {before + key: value for key, value in self._scores.compute().items()}
         self.model.train()
-        return self._scores.compute()
+        return found
+
+
+def _read(
+    settings: TrainingSettings, fabric: Fabric
+) -> tuple[LivePictures | StreamedPictures, dict[str, Any]]:
+    """Return the batches of a run, and what the record says of the data."""
+    data, execution = settings.data, settings.execution
+    if data.streamed:
+        tree = find_tree(data.name, execution.root)
+        streamed = StreamedPictures(tree, settings, fabric)
+        facts = {"data": data.name, "origin": streamed.origin, "channels": 3}
+        return streamed, {**facts, "class_names": streamed.classes}
+    pictures = load(data.name, root=execution.root, size=data.size, download=execution.download)
+    facts = {
+        "data": pictures.name,
+        "origin": pictures.origin,
+        "data_sha256": pictures.sha256,
+        "channels": pictures.channels,
+        "class_names": pictures.classes,
+    }
+    return LivePictures(pictures, settings, fabric), facts
 
 
 class Scores:

@@ -15,6 +15,7 @@ from filterwise.lab.training.schedules import Constant, Schedule
 from filterwise.recipe import Recipe
 
 __all__ = [
+    "Augmentation",
     "DataSettings",
     "Execution",
     "ModelSettings",
@@ -26,14 +27,42 @@ __all__ = [
 Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Augmentation(Frozen):
+    """How training pictures are changed, each by a draw of its own.
+
+    Attributes:
+        padding: Pixels added on each side before the crop.
+        fill: What is padded with: ``zero`` (black) or the channels' ``mean``.
+        crop: Side in pixels of what is cut out, in the middle when testing; None: the picture's.
+        crop_probability: Of the crop; a picture without one is cut in the middle.
+        random_resized: Cut a part of random area and shape and resize it, as on ImageNet; pictures
+            are then read from disk as they are needed.
+        flip: Probability of exchanging left and right.
+        erasing: Probability of erasing a box (Zhong et al., arXiv 1708.04896).
+    """
+
+    padding: Annotated[int, Field(ge=0)] = 0
+    fill: Literal["zero", "mean"] = "zero"
+    crop: Count | None = None
+    crop_probability: Probability = 1.0
+    random_resized: bool = False
+    flip: Probability = 0.0
+    erasing: Probability = 0.0
 
 
 class DataSettings(Frozen):
     """What is learned from.
 
     Attributes:
-        name: ``digits``, a torchvision set, or the absolute path of a class-folder tree.
-        size: Side in pixels to which pictures of a class-folder tree are brought.
+        name: One of `filterwise.lab.data.loading.NAMES`, ``imagenet``, or the absolute path of a
+            class-folder tree or an ``.npz`` file.
+        reading: ``live``: all of it on the device, pictures from folders as squares; ``streamed``:
+            read from a class-folder tree as needed; ``auto``: streamed if it is ``imagenet`` or
+            crops are resized.
+        size: Side in pixels to which the shorter side of pictures from folders is brought.
         scaling: ``standardize``: each channel to mean 0 and deviation 1 over the training pictures;
             ``unit``: values from 0 to 1.
         train_samples: So many of the training pictures, drawn once for all seeds; None: all.
@@ -41,10 +70,27 @@ class DataSettings(Frozen):
     """
 
     name: str = "digits"
+    reading: Literal["auto", "live", "streamed"] = "auto"
     size: Annotated[int, Field(ge=8, le=4096)] = 32
     scaling: Literal["standardize", "unit"] = "standardize"
     train_samples: Count | None = None
     test_samples: Count | None = None
+    augmentation: Augmentation = Augmentation()
+
+    @property
+    def streamed(self) -> bool:
+        """Whether pictures are read from disk as they are needed."""
+        if self.reading == "auto":
+            return self.name.lower() == "imagenet" or self.augmentation.random_resized
+        return self.reading == "streamed"
+
+    @model_validator(mode="after")
+    def _crop_is_possible(self) -> DataSettings:
+        if self.augmentation.random_resized and not self.streamed:
+            raise ValueError("random_resized needs pictures as they are: reading: streamed")
+        if self.streamed and self.augmentation.crop_probability < 1:
+            raise ValueError("crop_probability below 1 needs reading: live")
+        return self
 
 
 class ModelSettings(Frozen):
