@@ -10,13 +10,16 @@ __all__ = ["main"]
 NEEDED = {
     "filelock": "filelock",
     "jinja2": "jinja2",
+    "lightning_fabric": "lightning-fabric",
     "matplotlib": "matplotlib",
     "numpy": "numpy",
     "PIL": "pillow",
     "pydantic": "pydantic",
     "rich": "rich",
     "sklearn": "scikit-learn",
+    "tensorboard": "tensorboard",
     "timm": "timm",
+    "torchmetrics": "torchmetrics",
     "torchvision": "torchvision",
     "typer": "typer",
 }

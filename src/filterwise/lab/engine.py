@@ -1,10 +1,8 @@
-"""One training run: a short loop in plain torch, the same to the bit under the same settings."""
+"""One run of a comparison: the training engine's smallest user."""
 
 from __future__ import annotations
 
 import math
-import os
-import warnings
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,6 +11,10 @@ from torch import nn
 
 import filterwise as fw
 from filterwise.lab.nets import build
+from filterwise.lab.training.loop import Plan, Position, Step, Stopped, run
+from filterwise.lab.training.place import be_deterministic, make_fabric
+from filterwise.lab.training.schedules import Cosine
+from filterwise.lab.training.stepper import Stepper
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,10 +28,6 @@ __all__ = ["Batches", "Outcome", "Stopped", "Trainer", "be_deterministic", "trai
 
 TEST_BATCH = 256
 ONE_VALUE = "Expected more than 1 value per channel"
-
-
-class Stopped(Exception):
-    """The run was asked to stop; nothing of it is kept."""
 
 
 @dataclass
@@ -105,37 +103,20 @@ class Trainer:
             lr=settings.learning_rate,
             momentum=settings.momentum,
         )
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, steps)
-        with warnings.catch_warnings():
-            # EquiNorm takes no part in deferral, which is said on the first entry only.
-            warnings.simplefilter("ignore", fw.FilterwiseWarning)
-            with fw.defer(self.model, enabled=False):
-                pass
+        self.stepper = Stepper(make_fabric(str(device)), self.model, self.optimizer, _loss)
+        self._length, self._taken = steps, 0
 
     def step(self, pictures: Tensor, labels: Tensor) -> float:
-        """Take one optimizer step and return the mean loss over its pictures.
+        """Take one optimizer step and return the mean loss over its pictures; see `Stepper`."""
+        loss = self.stepper.step(self.parts(pictures, labels), len(labels))
+        self._taken += math.isfinite(loss)
+        self.stepper.set_rates(Cosine().at(self._taken, self._length))
+        return loss
 
-        The pictures pass in micro-batches whose gradients are added, each with the weight of its
-        share, so that a shorter last one counts for no more than its pictures; weights are
-        normalized once a step (`fw.defer`). Where the loss is
-        not finite no parameter moves.
-        """
-        self.optimizer.zero_grad()
-        total = torch.zeros((), device=pictures.device)
-        parts = pictures.split(self.micro_batch)
-        for index, (part, answers) in enumerate(
-            zip(parts, labels.split(self.micro_batch), strict=True), start=1
-        ):
-            with fw.defer(self.model, enabled=index < len(parts)):
-                loss = nn.functional.cross_entropy(self.model(part), answers, reduction="sum")
-                loss = loss / len(labels)
-                loss.backward()
-            total += loss.detach()
-        mean = float(total)
-        if math.isfinite(mean):
-            self.optimizer.step()
-            self.schedule.step()
-        return mean
+    def parts(self, pictures: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return the micro-batches of a step."""
+        size = self.micro_batch
+        return list(zip(pictures.split(size), labels.split(size), strict=True))
 
     def wrong(self, batches: Batches) -> Tensor:
         """Return for each test picture whether the answer is wrong; one that is not finite is."""
@@ -148,6 +129,29 @@ class Trainer:
                 parts.append((logits.argmax(dim=1) != labels) | ~answered)
         self.model.train()
         return torch.cat(parts).cpu()
+
+
+def _loss(forward: Callable[[Tensor], Tensor], part: tuple[Tensor, Tensor]) -> Tensor:
+    pictures, labels = part
+    return nn.functional.cross_entropy(forward(pictures), labels, reduction="sum")
+
+
+class _Asking:
+    """Looks before each step whether the run shall stop."""
+
+    def __init__(self, asked_to_stop: Callable[[], bool]) -> None:
+        self._asked_to_stop = asked_to_stop
+
+    def before_step(self, position: Position) -> None:
+        del position
+        if self._asked_to_stop():
+            raise Stopped
+
+    def after_step(self, position: Position, loss: float) -> None:
+        pass
+
+    def after_epoch(self, position: Position) -> None:
+        pass
 
 
 def train(
@@ -171,57 +175,35 @@ def train(
     be_deterministic(settings.deterministic)
     batches = Batches(data, settings.step_size, settings.seed, device)
     trainer = Trainer(settings, data, device, steps=batches.steps * settings.epochs)
-    outcome = Outcome(conversion=trainer.conversion)
+    position = Position()
+    wrong = torch.empty(0)
+
+    def steps(epoch: int, first: int) -> Iterator[Step]:
+        del epoch, first
+        for pictures, labels in batches.epoch():
+            yield Step(trainer.parts(pictures, labels), len(labels))
+
+    def evaluate() -> dict[str, float]:
+        nonlocal wrong
+        wrong = trainer.wrong(batches)
+        return {"test_error": int(wrong.sum()) / len(wrong)}
+
+    plan = Plan(settings.epochs, batches.steps, Cosine().at, steps, evaluate)
     try:
-        wrong = _epochs(settings, batches, trainer, outcome, asked_to_stop)
+        run(trainer.stepper, plan, position, _Asking(asked_to_stop))
     except ValueError as error:
         if ONE_VALUE not in str(error):
             raise
-        outcome.failed = "the norm sees one value a channel, which torch refuses to train on"
-        return outcome
-    outcome.error = int(wrong.sum()) / len(wrong)
-    outcome.wrong = _packed(wrong)
-    return outcome
-
-
-def _epochs(
-    settings: RunSettings,
-    batches: Batches,
-    trainer: Trainer,
-    outcome: Outcome,
-    asked_to_stop: Callable[[], bool],
-) -> Tensor:
-    """Train all epochs, or up to a loss that is not finite; return the last wrong answers."""
-    wrong = torch.empty(0)
-    for epoch in range(1, settings.epochs + 1):
-        losses = []
-        for step, (pictures, labels) in enumerate(batches.epoch(), start=1):
-            if asked_to_stop():
-                raise Stopped
-            losses.append(trainer.step(pictures, labels))
-            if not math.isfinite(losses[-1]):
-                outcome.diverged_at = (epoch, step)
-                return trainer.wrong(batches)
-            outcome.steps += 1
-        wrong = trainer.wrong(batches)
-        outcome.curve.append(
-            {
-                "epoch": epoch,
-                "train_loss": sum(losses) / len(losses),
-                "test_error": int(wrong.sum()) / len(wrong),
-            }
-        )
-    return wrong
-
-
-def be_deterministic(strictly: bool) -> None:
-    """Make torch choose the same algorithms every time; strictly: refuse those that cannot."""
-    if strictly:
-        # CUDA's matrix products ask for it; read when the device is first used.
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    torch.use_deterministic_algorithms(strictly)
+        failed = "the norm sees one value a channel, which torch refuses to train on"
+        return Outcome(failed=failed, conversion=trainer.conversion)
+    return Outcome(
+        error=position.last["test_error"],
+        wrong=_packed(wrong),
+        diverged_at=position.diverged_at,
+        curve=position.curve,
+        steps=position.steps,
+        conversion=trainer.conversion,
+    )
 
 
 def _packed(bits: Tensor) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
@@ -11,20 +12,51 @@ import torch
 import filterwise as fw
 from filterwise.lab.settings import cores
 
-__all__ = ["hardware", "versions"]
+__all__ = ["commit", "hardware", "peak_memory", "versions"]
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "numba", "scikit-learn", "pillow")
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what a run's numbers depend on."""
+def versions(*more: str) -> dict[str, str]:
+    """Return the versions of what a run's numbers depend on, and of more packages."""
     found = {"filterwise": fw.__version__, "python": platform.python_version()}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *more):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def commit() -> str | None:
+    """Return the commit that this checkout stands at, with ``+`` where files were changed."""
+    here = Path(__file__).parent
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=12", "--dirty=+", "--exclude=*"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+        tracked = subprocess.run(
+            ["git", "ls-files", "--error-unmatch", __file__], cwd=here, capture_output=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    # Installed into somebody else's repository: its commit says nothing.
+    return found.stdout.strip() if tracked.returncode == 0 else None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that were in use: on a GPU by tensors there, else by this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if platform.system() == "Darwin" else most * 1024
 
 
 def hardware(device: torch.device) -> dict[str, str | int]:

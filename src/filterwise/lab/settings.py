@@ -17,6 +17,7 @@ __all__ = [
     "PANELS",
     "RECIPES",
     "CompareSettings",
+    "Frozen",
     "Panel",
     "RunSettings",
     "checked",
@@ -33,11 +34,13 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """Settings: read-only, and a key that they do not have is refused."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Panel(_Frozen):
+class Panel(Frozen):
     """One table: the same network, learning rate and micro-batch under every recipe.
 
     Attributes:
@@ -68,7 +71,7 @@ PANELS = (
 """Panels that are trained when neither network, learning rate nor micro-batch is named."""
 
 
-class RunSettings(_Frozen):
+class RunSettings(Frozen):
     """Everything that decides the outcome of one training run; its hash is the run's identity.
 
     Attributes:
@@ -109,7 +112,7 @@ class RunSettings(_Frozen):
         return Panel(net=self.net, learning_rate=self.learning_rate, micro_batch=self.micro_batch)
 
 
-class CompareSettings(_Frozen):
+class CompareSettings(Frozen):
     """What one ``filterwise compare`` is asked to do.
 
     Attributes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy
@@ -11,12 +12,12 @@ from filterwise.lab.errors import LabError, UsageError, reason
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
+    from PIL.Image import Image
     from torch import Tensor
     from torchvision.datasets import ImageFolder
 
-__all__ = ["Tree", "read_folder"]
+__all__ = ["Tree", "class_folders", "halves", "read_folder", "read_picture", "tensors"]
 
 TEST_FOLDERS = ("test", "val", "valid", "validation")
 
@@ -45,6 +46,23 @@ def read_folder(
         UsageError: If a folder is missing or a class is empty.
         LabError: If a picture cannot be read.
     """
+    train, test = halves(path)
+    total = len(train.samples) + len(test.samples)
+    return Tree(
+        tensors(train, size, lambda: progress(1 / total)),
+        tensors(test, size, lambda: progress(1 / total)),
+        tuple(train.classes),
+        Path(train.root).name,
+        Path(test.root).name,
+    )
+
+
+def halves(path: Path) -> tuple[ImageFolder, ImageFolder]:
+    """Look through both halves of a tree, without reading pictures.
+
+    Raises:
+        UsageError: If a folder is missing, a class is empty, or the halves have other classes.
+    """
     train_folder = path / "train"
     if not train_folder.is_dir():
         raise UsageError(
@@ -54,7 +72,7 @@ def read_folder(
     found = [path / name for name in TEST_FOLDERS if (path / name).is_dir()]
     if not found:
         raise UsageError(f"--data: {path} has no folder to test on; add test or val beside train.")
-    train, test = _pictures(train_folder), _pictures(found[0])
+    train, test = class_folders(train_folder), class_folders(found[0])
     if train.classes != test.classes:
         for ours, theirs, folder in ((train, test, found[0]), (test, train, train_folder)):
             missing = [name for name in ours.classes if name not in theirs.classes]
@@ -62,24 +80,30 @@ def read_folder(
                 raise UsageError(
                     f"--data: {folder} has no class {missing[0]}, which the other has."
                 )
-    total = len(train.samples) + len(test.samples)
-    return Tree(
-        _tensors(train, size, lambda: progress(1 / total)),
-        _tensors(test, size, lambda: progress(1 / total)),
-        tuple(train.classes),
-        train_folder.name,
-        found[0].name,
-    )
+    return train, test
 
 
-def _pictures(folder: Path) -> ImageFolder:
+def class_folders(folder: Path) -> ImageFolder:
+    """Look through one half of a tree.
+
+    Raises:
+        UsageError: If it has no class folders, or one is empty.
+        LabError: If it cannot be read.
+    """
     from torchvision.datasets import ImageFolder
     from torchvision.datasets.folder import IMG_EXTENSIONS
 
     try:
         pictures = ImageFolder(str(folder), allow_empty=True)
     except FileNotFoundError:
-        raise UsageError(f"--data: {folder} has no class folders in it.") from None
+        loose = next((each for each in folder.iterdir() if each.is_file()), None)
+        hint = (
+            f" There are files ({loose.name}): sort them into {folder.name}/CLASS/, as the set's"
+            " list of labels says."
+            if loose
+            else ""
+        )
+        raise UsageError(f"--data: {folder} has no class folders in it.{hint}") from None
     except OSError as error:
         raise LabError(f"--data: {folder} cannot be read: {reason(error)}.") from None
     held = {label for _, label in pictures.samples}
@@ -92,24 +116,40 @@ def _pictures(folder: Path) -> ImageFolder:
     return pictures
 
 
-def _tensors(
+def tensors(
     pictures: ImageFolder, size: int, read_one: Callable[[], None]
 ) -> tuple[Tensor, Tensor]:
+    """Read all pictures of one half: ``(pictures, 3, size, size)`` as bytes, and labels.
+
+    Raises:
+        LabError: If a picture cannot be read.
+    """
     stack = torch.empty(len(pictures.samples), 3, size, size, dtype=torch.uint8)
     for place, (path, _) in enumerate(pictures.samples):
-        stack[place] = _picture(path, size)
+        square = _fitted(read_picture(path), size)
+        stack[place] = torch.from_numpy(numpy.array(square)).permute(2, 0, 1)
         read_one()
     return stack, torch.tensor(pictures.targets)
 
 
-def _picture(path: str, size: int) -> Tensor:
+def _fitted(picture: Image, size: int) -> Image:
     from PIL import Image, ImageOps
+
+    return ImageOps.fit(picture, (size, size), Image.Resampling.BICUBIC)
+
+
+def read_picture(path: str) -> Image:
+    """Read a picture file as RGB.
+
+    Raises:
+        LabError: If it cannot be read.
+    """
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
-            square = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.BICUBIC)
+            return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise LabError(
             f"--data: broken picture {path}: {reason(error)}. Replace or remove it."
         ) from None
-    return torch.from_numpy(numpy.array(square)).permute(2, 0, 1)

@@ -1,0 +1,19 @@
+"""What is learned from.
+
+::
+
+    loading         sets by name or path, whole in memory
+    folder          class-folder trees: ImageNet's and anybody's
+    office          Office-31: three domains
+    archive         .npz files of pictures
+    pictures        a set in memory, and its file for several processes
+    live            steps of small pictures that live on the device, augmented there
+    stream          steps of large pictures, read from disk as they are needed
+    augment         pad and crop, flip, erase: a different draw for each picture of a batch
+    order           whose turn it is: order of an epoch, shares of processes, subsets
+"""
+
+from filterwise.lab.data.loading import SETS, load
+from filterwise.lab.data.pictures import PictureSet, load_tensors, save_tensors
+
+__all__ = ["SETS", "PictureSet", "load", "load_tensors", "save_tensors"]

@@ -1,0 +1,251 @@
+"""Every knob of a run, in one place and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from filterwise.lab.errors import UsageError
+from filterwise.lab.settings import Frozen
+from filterwise.lab.training.schedules import Constant, Schedule
+from filterwise.recipe import Recipe
+
+__all__ = [
+    "Augmentation",
+    "DataSettings",
+    "Execution",
+    "ModelSettings",
+    "Optimization",
+    "TrainingSettings",
+    "checked_training",
+]
+
+Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Probability = Annotated[float, Field(ge=0, le=1)]
+
+
+class Augmentation(Frozen):
+    """How training pictures are changed, each by a draw of its own.
+
+    Attributes:
+        padding: Pixels added on each side before the crop.
+        fill: What is padded with: ``zero`` (black) or the channels' ``mean``.
+        crop: Side in pixels of what is cut out, in the middle when testing; None: the picture's.
+        crop_probability: Of the crop; a picture without one is cut in the middle.
+        random_resized: Cut a part of random area and shape and resize it, as on ImageNet; pictures
+            are then read from disk as they are needed.
+        flip: Probability of exchanging left and right.
+        erasing: Probability of erasing a box (Zhong et al., arXiv 1708.04896).
+    """
+
+    padding: Annotated[int, Field(ge=0)] = 0
+    fill: Literal["zero", "mean"] = "zero"
+    crop: Count | None = None
+    crop_probability: Probability = 1.0
+    random_resized: bool = False
+    flip: Probability = 0.0
+    erasing: Probability = 0.0
+
+
+class DataSettings(Frozen):
+    """What is learned from.
+
+    Attributes:
+        name: One of `filterwise.lab.data.loading.NAMES`, ``imagenet``, or the absolute path of a
+            class-folder tree or an ``.npz`` file.
+        reading: ``live``: all of it on the device, pictures from folders as squares; ``streamed``:
+            read from a class-folder tree as needed; ``auto``: streamed if it is ``imagenet`` or
+            crops are resized.
+        size: Side in pixels to which the shorter side of pictures from folders is brought.
+        scaling: ``standardize``: each channel to mean 0 and deviation 1 over the training pictures;
+            ``unit``: values from 0 to 1.
+        train_samples: So many of the training pictures, drawn once for all seeds; None: all.
+        test_samples: Likewise of the test pictures.
+    """
+
+    name: str = "digits"
+    reading: Literal["auto", "live", "streamed"] = "auto"
+    size: Annotated[int, Field(ge=8, le=4096)] = 32
+    scaling: Literal["standardize", "unit"] = "standardize"
+    train_samples: Count | None = None
+    test_samples: Count | None = None
+    augmentation: Augmentation = Augmentation()
+
+    @property
+    def streamed(self) -> bool:
+        """Whether pictures are read from disk as they are needed."""
+        if self.reading == "auto":
+            return self.name.lower() == "imagenet" or self.augmentation.random_resized
+        return self.reading == "streamed"
+
+    @model_validator(mode="after")
+    def _crop_is_possible(self) -> DataSettings:
+        if self.augmentation.random_resized and not self.streamed:
+            raise ValueError("random_resized needs pictures as they are: reading: streamed")
+        if self.streamed and self.augmentation.crop_probability < 1:
+            raise ValueError("crop_probability below 1 needs reading: live")
+        return self
+
+
+class ModelSettings(Frozen):
+    """What learns.
+
+    Attributes:
+        name: A network of the lab, of torchvision or of timm.
+        recipe: What it is converted by, in canonical text; ``keep`` leaves it as it is.
+    """
+
+    name: str = "plain"
+    recipe: str = "keep"
+
+    @field_validator("recipe")
+    @classmethod
+    def _canonical(cls, text: str) -> str:
+        return str(Recipe.parse(text))
+
+
+class Optimization(Frozen):
+    """How it learns.
+
+    Attributes:
+        learning_rate: That the schedule's factors multiply.
+        momentum: Of SGD; AdamW keeps its own.
+        decay: ``weights``: no decay on gains, biases and norms; ``all``: on everything.
+        step_size: Samples in one optimizer step, over all processes.
+        micro_batch: Samples in one forward and backward pass of one process; None: all of its.
+        ragged: What becomes of the samples left over at the end of an epoch: ``drop`` them or
+            ``keep`` them as a shorter step.
+        clip_norm: Largest norm of a step's gradient.
+    """
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: Rate = 0.1
+    momentum: Share = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-4
+    decay: Literal["weights", "all"] = "weights"
+    schedule: Schedule = Constant()
+    epochs: Count = 1
+    step_size: Count = 64
+    micro_batch: Count | None = None
+    ragged: Literal["drop", "keep"] = "drop"
+    clip_norm: Rate | None = None
+
+
+class Execution(Frozen):
+    """Where and how it is run: nothing that is meant to decide what comes out.
+
+    Attributes:
+        device: ``cpu``, ``cuda``, ``cuda:1``, ...
+        root: Folder in which data sets lie.
+        download: Fetch a set that is not there.
+        workers: Processes that read pictures from disk.
+        compile: Whether the model goes through ``torch.compile``.
+        channels_last: Whether pictures and weights lie in that order.
+        checkpoint_seconds: Time from one checkpoint to the next, at most an epoch.
+        checkpoint_steps: Write one after so many steps, too.
+        loggers: Beside CSV and TensorBoard: ``mlflow``, ``wandb``.
+    """
+
+    device: str = "cpu"
+    root: str = "data"
+    download: bool = False
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
+    compile: bool = False
+    channels_last: bool = False
+    checkpoint_seconds: Annotated[float, Field(ge=0)] = 60.0
+    checkpoint_steps: Count | None = None
+    loggers: tuple[Literal["mlflow", "wandb"], ...] = ()
+
+
+class TrainingSettings(Frozen):
+    """Everything about one training run.
+
+    Attributes:
+        task: A name of `filterwise.lab.tasks.TASKS`.
+        seed: Of first weights, order of samples and every other random draw.
+        precision: Of forward and backward; weights are kept in float32 (float64 for ``64-true``).
+        deterministic: Refuse operations that cannot be repeated to the bit.
+        evaluate_every: Epochs from one evaluation to the next.
+        execution: Not part of the run's identity.
+    """
+
+    task: str = "classification"
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    optimization: Optimization = Optimization()
+    seed: Annotated[int, Field(ge=0)] = 0
+    precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
+    deterministic: bool = False
+    evaluate_every: Count = 1
+    execution: Execution = Execution()
+
+    @model_validator(mode="after")
+    def _schedule_fits(self) -> TrainingSettings:
+        schedule, epochs = self.optimization.schedule, self.optimization.epochs
+        last = max(getattr(schedule, "milestones", (0.0,)))
+        if last >= epochs:
+            raise ValueError(
+                f"the schedule's milestone {last:g} is never reached in {epochs} epochs"
+            )
+        return self
+
+    @property
+    def identity(self) -> str:
+        """Sixteen hexadecimal digits of the SHA-256 of all settings but `execution`."""
+        fields = self.model_dump(mode="json", exclude={"execution"})
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def checked_training(values: dict[str, Any], where: str = "settings") -> TrainingSettings:
+    """Return the settings that nested values mean.
+
+    Args:
+        values: As a recipe or a command line has them.
+        where: What the message begins with: a file, say.
+
+    Raises:
+        UsageError: If a key is unknown (naming the nearest) or a value is out of range.
+    """
+    try:
+        return TrainingSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = [str(part) for part in first["loc"] if part not in _KINDS]
+        name = ".".join(place)
+        words = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            known = _keys(place[:-1], values)
+            nearest = get_close_matches(place[-1], known, n=1)
+            hint = f"Nearest: {nearest[0]}." if nearest else f"Keys here: {', '.join(known)}."
+            raise UsageError(f"{where}: there is no key {name}. {hint}") from None
+        if first["type"] == "missing":
+            raise UsageError(f"{where}: {name} is missing.") from None
+        words = words[0].lower() + words[1:]
+        given = "" if isinstance(first["input"], dict | BaseModel) else f"{first['input']!r}: "
+        raise UsageError(f"{where}: {name + ': ' if name else ''}{given}{words}.") from None
+
+
+_SCHEDULES = get_args(get_args(Schedule)[0])
+_KINDS = {kind.model_fields["kind"].default for kind in _SCHEDULES}
+"""Words that pydantic puts into the place of an error within a schedule."""
+
+
+def _keys(place: list[str], values: dict[str, Any]) -> list[str]:
+    """Return the keys that settings have at a place."""
+    model: Any = TrainingSettings
+    for part in place:
+        values = values.get(part, {})
+        annotation = model.model_fields[part].annotation
+        if part == "schedule":
+            kinds = {kind.model_fields["kind"].default: kind for kind in _SCHEDULES}
+            annotation = kinds[values["kind"]]
+        model = annotation
+    return list(model.model_fields)
