@@ -131,7 +131,7 @@ class _Drawing:
         self.selected = None if select is None else chooses(select, "select", names)
         excluded = [*names, *self.norm_names]
         self.excluded = None if exclude is None else chooses(exclude, "exclude", excluded)
-        self.flow: Flow = trace(model)
+        self.flow: Flow = trace(model, make_up=True)
         self.rows: list[Row] = []
         self.drawn = Draft(Report([], [], ""))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -33,13 +34,12 @@ SAMPLE = (
     "timm/test_nfnet",
     "timm/tf_mobilenetv3_small_minimal_100",
     "timm/repghostnet_050",
-    "timm/regnetz_b16_evos",
     "torchvision/shufflenet_v2_x0_5",
     "torchvision/quantized_mobilenet_v2",
     "torchvision/lraspp_mobilenet_v3_large",
     "torchvision/ssdlite320_mobilenet_v3_large",
 )
-"""What the tests examine: every kind of trouble once, in under two minutes."""
+"""What the tests examine: small models, of every kind of trouble one."""
 
 KINDS = {
     "detection": "detection",
@@ -105,9 +105,10 @@ def sample(architectures: Iterable[Architecture]) -> list[Architecture]:
 def representatives(
     architectures: Iterable[Architecture], parameters: Mapping[str, int]
 ) -> list[Architecture]:
-    """Return the smallest architecture of each family, one family of a module before the next.
+    """Return the smallest architecture of each family, smaller ones first.
 
-    timm's own test models stand for a family only where it has no other.
+    The further families of a module come after the first of every module. timm's own test models
+    stand for a family only where it has no other.
 
     Args:
         architectures: All of them.
@@ -117,15 +118,13 @@ def representatives(
     for one in sorted(architectures, key=lambda one: _size(one, parameters)):
         if str(one) in parameters:
             smallest.setdefault((one.library, one.family), one)
-    order: dict[tuple[str, str], int] = {}
-    found = sorted(smallest.values(), key=str)
-    ranks = []
-    for one in found:
+    ranks: Counter[tuple[str, str]] = Counter()
+    order = {}
+    for one in smallest.values():
         home = (one.library, one.family.partition(":")[0])
-        order[home] = order.get(home, -1) + 1
-        ranks.append(order[home])
-    pairs = sorted(zip(ranks, found, strict=True), key=lambda pair: (pair[0], str(pair[1])))
-    return [one for _, one in pairs]
+        order[one] = (ranks[home], parameters[str(one)], str(one))
+        ranks[home] += 1
+    return sorted(order, key=lambda one: order[one])
 
 
 def _size(one: Architecture, parameters: Mapping[str, int]) -> tuple[bool, int, str]:

@@ -27,7 +27,7 @@ from filterwise.lab.settings import cores
 from filterwise.lab.terminal import Terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["main"]
 
@@ -97,11 +97,15 @@ def compatibility(
         if unknown := [word for word in chosen if word not in RECIPES]:
             raise UsageError(f"--recipes: {unknown[0]!r} is none of {', '.join(RECIPES)}.")
         records = Records(out)
+        end = None if minutes is None else time.monotonic() + 60 * minutes
+
+        def is_over() -> bool:
+            return end is not None and time.monotonic() > end
+
         with records.claim():
-            scope = _scope(records, terminal, processes, (the_sample, every, only))
-            end = None if minutes is None else time.monotonic() + 60 * minutes
+            scope = _scope(records, terminal, processes, (the_sample, every, only), is_over)
             try:
-                _examine(scope, records, terminal, chosen, processes, seconds, end, resume)
+                _examine(scope, records, terminal, chosen, processes, seconds, is_over, resume)
             finally:
                 _write(to, page(scope, records.pairs()))
         _tell(scope, records, terminal, chosen, to)
@@ -114,14 +118,18 @@ def compatibility(
 
 
 def _scope(
-    records: Records, terminal: Terminal, processes: int, choice: tuple[bool, bool, str]
+    records: Records,
+    terminal: Terminal,
+    processes: int,
+    choice: tuple[bool, bool, str],
+    stop: Callable[[], bool],
 ) -> Scope:
     the_sample, every_one, only = choice
     every = all_architectures()
     named = sample(every) if the_sample else [one for one in every if fnmatchcase(str(one), only)]
     if only and not named:
         raise UsageError(f"--only {only!r} matches none of {len(every)} architectures.")
-    parameters = _sizes(named or every, records, terminal, processes)
+    parameters = _sizes(named or every, records, terminal, processes, stop)
     small = {name: count for name, count in parameters.items() if count < LARGEST}
     if the_sample:
         wanted = named
@@ -139,7 +147,11 @@ def _scope(
 
 
 def _sizes(
-    architectures: Sequence[Architecture], records: Records, terminal: Terminal, processes: int
+    architectures: Sequence[Architecture],
+    records: Records,
+    terminal: Terminal,
+    processes: int,
+    stop: Callable[[], bool],
 ) -> Mapping[str, int]:
     """Return how many parameters each architecture has; what is not known yet is counted."""
     known = records.sizes()
@@ -147,12 +159,13 @@ def _sizes(
     if missing:
         terminal.say(f"Counting the parameters of {len(missing)} architectures.")
     with terminal.progress("counting", len(missing)) as advance:
-        for one, _, found in count_all(missing, processes, 300):
+        for one, _, found in count_all(missing, processes, 300, stop):
             records.add_size(one, found)
             advance(1)
-    return {
-        name: line["parameters"] for name, line in records.sizes().items() if "parameters" in line
-    }
+    known = records.sizes()
+    if left := sum(str(one) not in known for one in architectures):
+        raise LabError(f"time is up: {left} architectures are not counted. Give the command again.")
+    return {name: line["parameters"] for name, line in known.items() if "parameters" in line}
 
 
 def _examine(
@@ -162,7 +175,7 @@ def _examine(
     recipes: Sequence[str],
     processes: int,
     seconds: float,
-    end: float | None,
+    stop: Callable[[], bool],
     resume: bool,
 ) -> None:
     done = records.finished() if resume else set()
@@ -174,12 +187,8 @@ def _examine(
     total = sum(len(job.words) for job in jobs)
     terminal.say(f"{total} pairs of architecture and recipe to examine.")
     code = source_digest()
-
-    def is_over() -> bool:
-        return end is not None and time.monotonic() > end
-
     with terminal.progress("examining", total) as advance:
-        for one, recipe, found in examine_all(jobs, processes, seconds, is_over):
+        for one, recipe, found in examine_all(jobs, processes, seconds, stop):
             records.add_pair(one, recipe, found, code)
             if found["outcome"] != "passed":
                 words = f"{found['outcome']}, {found['step']}: {found['reason']}"

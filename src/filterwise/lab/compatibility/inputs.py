@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from filterwise.lab.compatibility.architectures import Architecture
 
-__all__ = ["Prepared", "prepare"]
+__all__ = ["Prepared", "loss_of", "prepare"]
 
 BATCH = 2
 SIDES = (32, 64, 96, 128, 160, 192, 224, 256, 299, 320, 384, 448, 512)
@@ -31,7 +31,7 @@ FLOW_SIDE = 128
 SEED = 0
 
 
-@dataclass(frozen=True)
+@dataclass
 class Prepared:
     """An architecture that runs.
 
@@ -40,12 +40,14 @@ class Prepared:
         size: Size of its input, in words.
         inputs: Positional arguments of a call in evaluation.
         more: What a call in training takes beside them.
+        checked: Whether the plain model was seen to train a step and stay finite.
     """
 
     model: nn.Module
     size: str
     inputs: tuple[Any, ...]
     more: tuple[Any, ...] = ()
+    checked: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,9 @@ def prepare(one: Architecture) -> Prepared:
         shape = (BATCH, 3, FLOW_SIDE, FLOW_SIDE)
         pictures = (torch.rand(shape) * 2 - 1, torch.rand(shape) * 2 - 1)
         return Prepared(build(one), f"2 x {FLOW_SIDE} px", pictures)
-    if one.kind == "video":
-        sizes = [_clip(one, *clip) for clip in CLIPS]
-    else:
-        sizes = list(_pictures(one))
+    is_video = one.kind == "video"
     error: Exception | None = None
-    for size in sizes:
+    for size in (_clip(one, *clip) for clip in CLIPS) if is_video else _pictures(one):
         error = _fails(one, size)
         if error is None:
             break
@@ -181,7 +180,7 @@ def loss_of(output: object) -> Tensor:
     if isinstance(output, dict) and all(
         isinstance(value, torch.Tensor) and value.dim() == 0 for value in output.values()
     ):
-        return torch.stack([value for value in output.values()]).sum()
+        return torch.stack(list(output.values())).sum()
     generator = torch.Generator().manual_seed(SEED)
     parts = [
         (tensor.float() * torch.randn(tensor.shape, generator=generator)).mean()

@@ -83,7 +83,9 @@ class _Reasons:
         self.counts: Counter[str] = Counter()
 
     def number(self, pair: tuple[str, str], line: Mapping[str, Any]) -> int:
-        text = f"{line['step']}: {line['reason']}" if line["outcome"] != "refused" else line["reason"]
+        text = (
+            f"{line['step']}: {line['reason']}" if line["outcome"] != "refused" else line["reason"]
+        )
         key = _likeness(text)
         self.first.setdefault(key, (f"{pair[0]}, {pair[1]}", text))
         self.counts[key] += 1
@@ -131,25 +133,25 @@ def page(scope: Scope, pairs: Mapping[tuple[str, str], Mapping[str, Any]]) -> st
 
 
 def _how_far(scope: Scope, pairs: Mapping[tuple[str, str], Mapping[str, Any]]) -> Iterable[str]:
-    examined = {name for name, _ in pairs}
-    wanted = [str(one) for one in scope.wanted]
-    left = [name for name in wanted if any((name, recipe) not in pairs for recipe in RECIPES)]
+    names = {name for name, _ in pairs}
+    whole = {name for name in names if all((name, recipe) in pairs for recipe in RECIPES)}
+    small = len(scope.every) - scope.too_large
     yield (
-        f"{len(examined)} architectures of {_families(scope.every, examined)} families were examined."
-        f" timm and torchvision have {len(scope.every)} architectures in"
-        f" {_families(scope.every)} families; {scope.too_large} are above"
-        f" {scope.limit / 1e6:.0f} M parameters."
+        f"timm and torchvision have {len(scope.every)} architectures in {_families(scope.every)}"
+        f" families, {small} of them below {scope.limit / 1e6:.0f} M parameters. Examined were"
+        f" {len(names)} architectures of {_families(scope.every, names)} families, {len(whole)} of"
+        " them with every recipe."
     )
-    if left:
+    if left := len({str(one) for one in scope.wanted} - whole):
         yield (
-            f"The command wants {len(wanted)} architectures; {len(left)} of them are not examined"
-            " yet, or not with every recipe. Given again it carries on with those."
+            f"The command wants {len(scope.wanted)} architectures, with every recipe; it had not"
+            f" come to the end of {left} of them, and carries on with those when it is given again."
         )
-    codes = Counter(line.get("code", "") for line in pairs.values())
+    codes = {line.get("code", "") for line in pairs.values()}
     if len(codes) > 1:
         yield (
-            f"{len(codes)} states of the library's code were examined one after the other; after"
-            " a repair what had failed was examined again, and what had passed was not."
+            f"{len(codes)} states of the library's code were examined one after the other: after a"
+            " repair, what had failed was examined again and what had passed was not."
         )
     yield ""
     yield "| recipe | passed | refused | failed | plain model does not run | most seconds |"
@@ -168,6 +170,12 @@ def _how_far(scope: Scope, pairs: Mapping[tuple[str, str], Mapping[str, Any]]) -
             f"Largest relative difference of a folded model: {max(differences):.2g} in float32"
             f" ({len(differences)} pairs)"
             + (f", {max(wide):.2g} in float64 ({len(wide)} pairs)." if wide else ".")
+        )
+    blind = sum(line.get("depends") == 0 for line in pairs.values())
+    if blind:
+        yield (
+            f"In {blind} pairs raw weights gave the same outputs as effective ones (detectors that"
+            " found nothing, say): there the comparison of the folded model shows nothing."
         )
 
 

@@ -94,7 +94,9 @@ class Records:
             found: What `filterwise.lab.compatibility.examine.examine` returns.
             code: `source_digest` of the code that was examined.
         """
-        self._add("pairs.jsonl", {"architecture": str(one), "recipe": recipe, **found, "code": code})
+        self._add(
+            "pairs.jsonl", {"architecture": str(one), "recipe": recipe, **found, "code": code}
+        )
 
     def _read(self, name: str) -> Iterator[dict[str, Any]]:
         try:

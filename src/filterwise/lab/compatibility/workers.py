@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["Job", "count_all", "examine_all", "run_guarded"]
 
 POLL_SECONDS = 0.5
+START_SECONDS = 120.0
+"""Limit for a process to start in; the first has the libraries to import."""
 
 
 @dataclass
@@ -58,12 +60,14 @@ def examine_all(
 
 
 def count_all(
-    architectures: Sequence[Architecture], processes: int, seconds: float
+    architectures: Sequence[Architecture],
+    processes: int,
+    seconds: float,
+    stop: Callable[[], bool],
 ) -> Iterator[tuple[Architecture, str, dict[str, Any]]]:
     """Yield ``parameters`` of each architecture, or ``reason`` where it cannot be built."""
-    # Many in a process, since most take less time than a process does to start.
     jobs = [Job(one, ("count",)) for one in architectures]
-    return run_guarded(_count_one, jobs, processes, seconds, lambda: False)
+    return run_guarded(_count_one, jobs, processes, seconds, stop)
 
 
 def _examine_one(one: Architecture, recipes: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -94,6 +98,8 @@ class _Running:
     job: Job
     left: deque[str]
     since: float = field(default_factory=time.monotonic)
+    started: bool = False
+    closed: bool = False
 
 
 def run_guarded(
@@ -150,13 +156,17 @@ def _start(context: Any, function: Any, job: Job) -> _Running:
 
 
 def _receive(one: _Running) -> Iterator[tuple[Architecture, str, dict[str, Any]]]:
-    while one.left and one.pipe.poll():
+    while one.left and not one.closed and one.pipe.poll():
         try:
             word, found = one.pipe.recv()
-        except EOFError:
+        except EOFError:  # a pipe that is closed can be read for ever
+            one.closed = True
             return
-        one.left.remove(word)
         one.since = time.monotonic()
+        if not one.started:
+            one.started = True
+            continue
+        one.left.remove(word)
         yield one.job.one, word, found
 
 
@@ -166,11 +176,12 @@ def _ended(one: _Running, seconds: float) -> tuple[str, dict[str, Any]] | tuple[
         one.process.join()
         return ()
     took = time.monotonic() - one.since
-    if took > seconds:
+    if took > (seconds if one.started else max(seconds, START_SECONDS)):
         one.process.kill()
         one.process.join()
         words = f"took longer than {seconds:.0f} s"
-    elif not one.process.is_alive() and not one.pipe.poll():
+    elif one.closed:
+        one.process.join()
         words = _how_it_died(one.process.exitcode)
     else:
         return None
@@ -190,6 +201,7 @@ def _work(pipe: Connection, function: Any, job: Job) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     torch.set_num_threads(1)
+    pipe.send(("", {}))  # the clock of the first word starts here
     for word, found in function(job.one, job.words):
         pipe.send((word, found))
     pipe.close()
