@@ -22,7 +22,7 @@ from filterwise.findings import (
 )
 from filterwise.graph import trace
 from filterwise.graph.untouched import random_states
-from filterwise.host import converted, is_converted, state_of
+from filterwise.host import converted, gain_of, is_converted, state_of
 from filterwise.merge import is_batch_norm, is_frozen
 from filterwise.methods.parametric_weight_standardization import ParametricWeightStandardization
 from filterwise.run_findings import balance_at_rest, run_findings
@@ -218,9 +218,10 @@ def _branch_growth(model: nn.Module, branches: list[Branch]) -> Iterator[Finding
 
 def _gain_at_start(module: nn.Module) -> bool:
     state = state_of(module)
-    if not state.method.has_gain:
+    gain = gain_of(module)
+    if gain is None:
         return True
-    gain = getattr(module, state.name("gain")).detach().flatten()
+    gain = gain.detach().flatten()
     weight = getattr(module, state.parameter).detach()
     if weight.is_meta:
         return False

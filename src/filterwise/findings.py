@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from filterwise.host import state_of
+from filterwise.host import gain_of, offset_of, state_of
 from filterwise.methods.equinorm import EquilibriumNormalization
 from filterwise.methods.method import WeightMethod
 from filterwise.methods.parametric_weight_standardization import ParametricWeightStandardization
@@ -90,10 +90,10 @@ def effective_matrix(module: nn.Module) -> Tensor | None:
     raw = getattr(module, state.parameter)
     if not isinstance(method, WeightMethod) or raw.is_meta or not raw.numel():
         return None
-    gain = getattr(module, state.name("gain")) if method.has_gain else None
-    offset = getattr(module, state.name("offset")) if method.has_offset else None
     with torch.no_grad():
-        effective = method.effective(raw, state.layout, gain, offset, state.kernel)
+        effective = method.effective(
+            raw, state.layout, gain_of(module), offset_of(module), state.kernel
+        )
     return _wide(state.layout.matrix(effective))
 
 

@@ -24,9 +24,12 @@ from filterwise.state import (
     STATE,
     HostState,
     effective_weight,
+    gain_of,
     inputs_of,
     is_converted,
     keeper_of,
+    offset_of,
+    rename_keys,
     state_of,
 )
 
@@ -43,10 +46,12 @@ __all__ = [
     "base_class",
     "converted",
     "effective_weight",
+    "gain_of",
     "inputs_of",
     "install",
     "is_converted",
     "keeper_of",
+    "offset_of",
     "refuse_to_take_off",
     "state_of",
     "uninstall",
@@ -129,6 +134,7 @@ class Hosted(nn.Module):
     ) -> None:
         state = self._filterwise
         state.forget()
+        rename_keys(self, state_dict, prefix)
         state.assigning = True
         try:
             super()._load_from_state_dict(
@@ -145,12 +151,14 @@ class Hosted(nn.Module):
             _replace_inputs(self)
         if prefix + state.parameter not in state_dict:
             return
-        absent = [name for name in _added(self) if prefix + name not in state_dict]
+        absent = [name for name in _own_tensors(self) if prefix + name not in state_dict]
         for name in absent:
             if prefix + name in missing_keys:
                 missing_keys.remove(prefix + name)
         _start(self, absent)
-        state.loaded = checkpoint.compare_options(local_metadata, state.method)
+        # A layer of another library has checkpoints without our options, and computes the same.
+        if checkpoint.KEY in local_metadata or state.origin is None or absent:
+            state.loaded = checkpoint.compare_options(local_metadata, state.method)
         state.absent = tuple(absent)
 
 
@@ -334,24 +342,31 @@ def refuse_to_take_off(model: nn.Module) -> None:
             )
 
 
-def uninstall(module: nn.Module) -> None:
+def uninstall(module: nn.Module, *, plain: bool = False) -> None:
     """Give a converted layer the class it had, and take its gain, offset and statistics away.
 
     A bias that the conversion added stays: the layer's function would change without it. What was
-    gathered inside `defer` is handed over.
+    gathered inside `defer` is handed over. An adopted layer becomes what it was in its own library,
+    with its gain.
+
+    Args:
+        module: A converted layer.
+        plain: Give an adopted layer the plain class, without its gain.
     """
-    keeper = state_of(module).keeper
-    if keeper is not None:
-        keeper.release()
-    _take_away(module, [name for name in _added(module) if name != "bias"])
-
-
-def _added(module: nn.Module) -> list[str]:
-    """Return the names of the parameters and buffers that the conversion put into the layer."""
     state = state_of(module)
-    method = state.method
-    names = [state.name("gain")] if method.has_gain else []
-    names += [state.name("offset")] if method.has_offset else []
+    if state.keeper is not None:
+        state.keeper.release()
+    if state.origin is None or plain:
+        _take_away(module, [name for name in _own_tensors(module) if name != "bias"])
+    else:
+        _take_away(module, [])
+        state.origin.restore(module)
+
+
+def _own_tensors(module: nn.Module) -> list[str]:
+    """Return the names of the method's parameters and buffers in the layer."""
+    state = state_of(module)
+    names = [name for name in (state.gain, state.offset) if name is not None]
     names += [name for name in balance.BUFFERS if name in module._buffers]
     return [*names, "bias"] if state.adds_bias else names
 
@@ -363,8 +378,8 @@ def _start(module: nn.Module, names: list[str]) -> None:
     with torch.no_grad():
         for name in names:
             old = getattr(module, name)
-            if name == state.name("gain"):
-                start = state.method.gain_start(state.layout.matrix(weight))
+            if name == state.gain:
+                start = state.method.gain_start(state.layout.matrix(weight)).reshape(old.shape)
             elif name in ("input_mean", "geometry_factor"):
                 start = torch.ones_like(old, device=weight.device)
             else:

@@ -18,7 +18,14 @@ from torch.nn.utils import parametrize
 from filterwise import checkpoint, norms
 from filterwise.errors import FilterwiseWarning
 from filterwise.filters import layout_of
-from filterwise.host import converted, effective_weight, state_of, uninstall
+from filterwise.host import (
+    converted,
+    effective_weight,
+    gain_of,
+    offset_of,
+    state_of,
+    uninstall,
+)
 from filterwise.methods.method import WeightMethod
 
 if TYPE_CHECKING:
@@ -58,9 +65,8 @@ def fold_layer(module: nn.Module, shared: dict[Any, nn.Parameter] | None = None)
     method = state.method
     key = None
     if isinstance(method, WeightMethod):
-        gain = getattr(module, state.name("gain")) if method.has_gain else None
-        offset = getattr(module, state.name("offset")) if method.has_offset else None
-        key = (id(raw), method, state.layout, state.kernel, id(gain), id(offset))
+        given = id(gain_of(module)), id(offset_of(module))
+        key = (id(raw), method, state.layout, state.kernel, *given)
     folded = None if shared is None or key is None else shared.get(key)
     if folded is None:
         with warnings.catch_warnings():
@@ -69,7 +75,7 @@ def fold_layer(module: nn.Module, shared: dict[Any, nn.Parameter] | None = None)
         folded = nn.Parameter(torch.empty_like(raw).copy_(effective), raw.requires_grad)
         if shared is not None and key is not None:
             shared[key] = folded
-    uninstall(module)
+    uninstall(module, plain=True)
     setattr(module, state.parameter, folded)
 
 

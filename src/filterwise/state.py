@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -12,6 +12,8 @@ from filterwise.keeping import Computation, Keeper, can_keep, compute
 from filterwise.methods.equinorm import EquilibriumNormalization
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor, nn
 
     from filterwise.filters import FilterLayout
@@ -21,14 +23,31 @@ if TYPE_CHECKING:
 __all__ = [
     "STATE",
     "HostState",
+    "Origin",
     "effective_weight",
+    "gain_of",
     "inputs_of",
     "is_converted",
     "keeper_of",
+    "offset_of",
+    "rename_keys",
     "state_of",
 ]
 
 STATE = "_filterwise"
+
+
+class Origin(Protocol):
+    """What an adopted layer was in its own library, and how it becomes that again."""
+
+    kind: str
+    """Name of the class it had."""
+    keys: Mapping[str, str]
+    """Keys of its former checkpoints, and the names in the layer that they go to now."""
+
+    def restore(self, module: nn.Module) -> None:
+        """Make the layer, which has its plain class and its own parameters, what it was."""
+        ...
 
 
 @dataclass
@@ -50,7 +69,12 @@ class HostState:
         sharded: Whether the raw weight was ever a shard of FSDP, which cannot be kept.
         keeps: Whether effective weights are kept in evaluation.
         keeper: What the layer keeps, once it does; never copied with the layer.
-        sources: The parameters that make the effective weight: raw weight, gain, offset.
+        gain: Name in the layer of the gain, a parameter or buffer; None if it has none. By default
+            what the method says; a layer can also have gains that its method does not.
+        offset: Name of the offset, likewise.
+        origin: What the layer was, if it was adopted from another library; gain and offset are then
+            the layer's own.
+        sources: The tensors that make the effective weight: raw weight, gain, offset.
     """
 
     method: Method
@@ -67,12 +91,24 @@ class HostState:
     sharded: bool = False
     keeps: bool = True
     keeper: Keeper | None = None
+    gain: str | None = None
+    offset: str | None = None
+    origin: Origin | None = None
     sources: tuple[str, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        """Name the parameters once; a forward reads them every time."""
-        roles = ("gain",) * self.method.has_gain + ("offset",) * self.method.has_offset
-        self.sources = (self.parameter, *map(self.name, roles))
+        """Name the tensors once; a forward reads them every time."""
+        if self.gain is None and self.method.has_gain:
+            self.gain = self.name("gain")
+        if self.offset is None and self.method.has_offset:
+            self.offset = self.name("offset")
+        self.sources = tuple(filter(None, (self.parameter, self.gain, self.offset)))
+
+    @property
+    def computation(self) -> Computation:
+        """How the effective weight is computed from `sources`."""
+        roles = ("gain",) * (self.gain is not None) + ("offset",) * (self.offset is not None)
+        return Computation(self.method, self.layout, self.kernel, roles)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies and pickles what is kept."""
@@ -110,9 +146,20 @@ def keeper_of(module: nn.Module) -> Keeper:
     state = state_of(module)
     if state.keeper is None:
         # Apart from the state, which holds it: a cycle would keep buffers until the collector runs.
-        how = Computation(state.method, state.layout, state.kernel)
-        state.keeper = Keeper(how, state.sources)
+        state.keeper = Keeper(state.computation, state.sources)
     return state.keeper
+
+
+def gain_of(module: nn.Module) -> Tensor | None:
+    """Return a converted layer's gain, one number per filter in any shape; None if it has none."""
+    name = state_of(module).gain
+    return None if name is None else getattr(module, name)
+
+
+def offset_of(module: nn.Module) -> Tensor | None:
+    """Return a converted layer's offset likewise."""
+    name = state_of(module).offset
+    return None if name is None else getattr(module, name)
 
 
 def inputs_of(module: nn.Module) -> tuple[Tensor, ...]:
@@ -152,9 +199,8 @@ def effective_weight(module: nn.Module, input: Tensor | None = None) -> Tensor:
         return held
     method = state.method
     if isinstance(method, EquilibriumNormalization):
-        gain = getattr(module, state.name("gain")) if method.has_gain else None
-        return balance.effective_weight(module, method, tensors[0], gain, input)
-    return compute(Computation(method, state.layout, state.kernel), tensors)
+        return balance.effective_weight(module, method, tensors[0], gain_of(module), input)
+    return compute(state.computation, tensors)
 
 
 def _held(module: nn.Module, state: HostState, tensors: tuple[Tensor, ...]) -> Tensor | None:
@@ -174,3 +220,16 @@ def _held(module: nn.Module, state: HostState, tensors: tuple[Tensor, ...]) -> T
     if first or not can_keep(tensors):
         return None
     return keeper_of(module).at_rest(tensors)
+
+
+def rename_keys(module: nn.Module, state_dict: dict[str, Tensor], prefix: str) -> None:
+    """Give keys of an adopted layer's former form, and gains of another shape, this layer's."""
+    state = state_of(module)
+    if state.origin is not None:
+        for old, new in state.origin.keys.items():
+            if prefix + old in state_dict and prefix + new not in state_dict:
+                state_dict[prefix + new] = state_dict.pop(prefix + old)
+    for name in filter(None, (state.gain, state.offset)):
+        values, own = state_dict.get(prefix + name), getattr(module, name)
+        if values is not None and values.shape != own.shape and values.numel() == own.numel():
+            state_dict[prefix + name] = values.reshape(own.shape)

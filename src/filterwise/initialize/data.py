@@ -92,7 +92,8 @@ def _pass(model: nn.Module, layers: list[Layer], given: Any) -> dict[Layer, _Fou
 def _fill(layer: Layer, gain: Tensor | float, bias: Tensor | float) -> None:
     for target, value in ((layer.gain, gain), (layer.bias, bias)):
         if target is not None:
-            target.copy_(torch.as_tensor(value, device=target.device))
+            values = torch.as_tensor(value, device=target.device)
+            target.copy_(values.reshape(target.shape) if values.dim() else values)
 
 
 def _from_output(layer: Layer, x: Tensor, output: Tensor) -> _Found:

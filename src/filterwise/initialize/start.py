@@ -56,6 +56,8 @@ class Layer:
     @property
     def layout(self) -> FilterLayout:
         """Where its filters lie."""
+        if self.method is not None:
+            return host.state_of(self.module).layout
         return layout_of(self.module, self.parameter)
 
     @property
@@ -71,14 +73,12 @@ class Layer:
     @property
     def gain(self) -> Tensor | None:
         """The layer's gain, if its method has one."""
-        has = self.method is not None and self.method.has_gain
-        return getattr(self.module, host.state_of(self.module).name("gain")) if has else None
+        return None if self.method is None else host.gain_of(self.module)
 
     @property
     def offset(self) -> Tensor | None:
         """The layer's offset, if its method has one."""
-        has = self.method is not None and self.method.has_offset
-        return getattr(self.module, host.state_of(self.module).name("offset")) if has else None
+        return None if self.method is None else host.offset_of(self.module)
 
     def first_gain(self, weight: Tensor | None = None) -> Tensor:
         """Return the gain with which the method starts on this weight, the raw one if None."""
@@ -123,7 +123,8 @@ class Start:
         """Note a new value for a parameter or buffer; nothing where there is none."""
         if target is not None:
             value = value if isinstance(value, torch.Tensor) else torch.full_like(target, value)
-            self.values.append((target, value.detach()))
+            # An adopted layer's gain can be (filters, 1, 1, 1).
+            self.values.append((target, value.detach().reshape(target.shape)))
 
     def commit(self) -> None:
         """Write all values, or none."""

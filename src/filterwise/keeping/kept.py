@@ -52,6 +52,8 @@ class Computation(NamedTuple):
     """Where the filters lie."""
     kernel: Kernel
     """Which implementation computes it."""
+    roles: tuple[str, ...] = ()
+    """Which of "gain" and "offset" stand behind the raw weight, in this order."""
 
 
 def compute(how: Computation, tensors: Sequence[Tensor]) -> Tensor:
@@ -64,20 +66,19 @@ def compute(how: Computation, tensors: Sequence[Tensor]) -> Tensor:
     method = how.method
     if isinstance(method, EquilibriumNormalization):
         weight, *rest = tensors
-        gain = rest.pop(0) if method.has_gain else None
+        gain = rest.pop(0) if "gain" in how.roles else None
         factor = rest[2] if len(rest) > 2 else 1.0
         return method.effective(weight, rest[0], gain, geometry_factor=factor)
     assert isinstance(method, WeightMethod)
-    weight, gain, offset = _roles(method, tensors)
+    weight, gain, offset = _roles(how, tensors)
     return method.effective(weight, how.layout, gain, offset, how.kernel)
 
 
 def _roles(
-    method: Method, tensors: Sequence[Tensor]
+    how: Computation, tensors: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    rest = list(tensors[1:])
-    gain = rest.pop(0) if method.has_gain else None
-    return tensors[0], gain, rest.pop(0) if method.has_offset else None
+    found = dict(zip(how.roles, tensors[1:], strict=False))
+    return tensors[0], found.get("gain"), found.get("offset")
 
 
 def _layer(how: Computation, tensors: Sequence[Tensor]) -> Layer | None:
@@ -85,7 +86,7 @@ def _layer(how: Computation, tensors: Sequence[Tensor]) -> Layer | None:
     method, layout = how.method, how.layout
     if not isinstance(method, WeightMethod) or method.cells:
         return None
-    weight, gain, offset = _roles(method, tensors)
+    weight, gain, offset = _roles(how, tensors)
     return Layer(weight, method.family(layout.fan_in(weight.shape)), layout, gain, offset)
 
 
