@@ -60,7 +60,9 @@ def convert_(
 
     All or nothing: whatever is raised, the model is as it was. No random number is drawn and no raw
     weight is changed. Parameters stay the same objects under the same names, so an optimizer that
-    exists still steps them; gains are new parameters.
+    exists still steps them; gains are new parameters. What follows what is found by tracing the
+    model symbolically; one that cannot be traced is run once, without gradient or trace, on a small
+    input made up from its first convolution, and the report says so.
 
     **Keeping the function** (``preserve=True``). The model then computes in evaluation mode what it
     did before, exactly where the method allows it. Per filter the gain becomes
@@ -240,13 +242,14 @@ def _apply(
             zeros = weight.new_zeros(layout.filters(weight.shape))
         undo.append(lambda module=module: module._parameters.__setitem__("bias", None))
         module._parameters["bias"] = nn.Parameter(zeros, weight.requires_grad)
-    for old, new in drawn.norms:
-        for parent in list(model.modules()):
-            for name in [name for name, child in parent._modules.items() if child is old]:
+    exchanged = {id(old): new for old, new in drawn.norms}
+    for parent in list(model.modules()) if exchanged else ():
+        for name, old in list(parent._modules.items()):
+            if id(old) in exchanged:
                 undo.append(
                     lambda parent=parent, name=name, old=old: parent._modules.__setitem__(name, old)
                 )
-                parent._modules[name] = new
+                parent._modules[name] = exchanged[id(old)]
     for layer in drawn.layers:
         module = layer.module
         undo.append(lambda module=module: _restore(module))

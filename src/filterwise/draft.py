@@ -125,7 +125,7 @@ class _Drawing:
         self.selected = None if select is None else chooses(select, "select", names)
         excluded = [*names, *self.norm_names]
         self.excluded = None if exclude is None else chooses(exclude, "exclude", excluded)
-        self.flow: Flow = trace(model, example)
+        self.flow: Flow = trace(model, example, make_up=example is None)
         self.rows: list[Row] = []
         self.drawn = Draft(Report([], [], ""))
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from filterwise.graph.branches import Branch, find_branches
+from filterwise.graph.made_up import made_up_inputs
 from filterwise.graph.nodes import Builder, Graph, leaves
 from filterwise.graph.observed import observe
 from filterwise.graph.symbolic import trace_symbols
@@ -24,7 +26,7 @@ How = Literal["traced", "ran", "registration order"]
 """How a graph was found, from the best way to the last."""
 
 
-def trace(model: nn.Module, example_input: Any = None) -> Flow:
+def trace(model: nn.Module, example_input: Any = None, *, make_up: bool = False) -> Flow:
     """Find what follows what in a model, by the best way that serves.
 
     First symbolic tracing, in the other mode too where this one leaves layers out (heads that only
@@ -36,6 +38,8 @@ def trace(model: nn.Module, example_input: Any = None) -> Flow:
         model: Any model. Weight layers inside a module that is called as one (attention) are
             known by that call.
         example_input: An input; a tuple holds positional arguments, a mapping named ones.
+        make_up: Without an example input, run a model that cannot be traced with one made up from
+            its first convolution, if it takes it.
 
     Cost: a fraction of a second, or one forward pass.
     """
@@ -48,6 +52,9 @@ def trace(model: nn.Module, example_input: Any = None) -> Flow:
     except Exception as error:  # the model's own code runs: anything may be raised
         why = f"symbolic tracing failed ({_first_line(error)})"
     if example_input is None:
+        for made_up, words in made_up_inputs(model) if make_up else ():
+            with contextlib.suppress(Exception):
+                return Flow(model, observe(model, made_up), "ran", why, example=words)
         why += " and no example input was given"
         return Flow(model, _registered(model), "registration order", why)
     try:
@@ -69,7 +76,13 @@ class Flow:
     how: How
 
     def __init__(
-        self, model: nn.Module, graph: Graph, how: How, why: str, other: Graph | None = None
+        self,
+        model: nn.Module,
+        graph: Graph,
+        how: How,
+        why: str,
+        other: Graph | None = None,
+        example: str = "the example input",
     ) -> None:
         """Keep a graph.
 
@@ -79,10 +92,12 @@ class Flow:
             how: Which way served.
             why: Why no better way did.
             other: A forward pass in the other mode, for what this one does not use.
+            example: What it was run with, in words.
         """
         self.how = how
         self._graph = graph
         self._why = why
+        self._example = example
         self._registered = graph if how == "registration order" else _registered(model)
         layers = dict.fromkeys(name for node in self._registered.nodes for name in node.layers)
         self._other = other
@@ -94,7 +109,7 @@ class Flow:
         """How the graph was found and why not better, for a report's notes."""
         ways = {
             "traced": "What follows what was found by symbolic tracing",
-            "ran": "What follows what was seen in one run with the example input",
+            "ran": f"What follows what was seen in one run with {self._example}",
             "registration order": "What follows what was guessed from the order of registration",
         }
         text = f"{ways[self.how]}{f', since {self._why}' if self._why else ''}."
