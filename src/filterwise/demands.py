@@ -30,8 +30,9 @@ def scale_lost(norms: Sequence[str]) -> str:
     """
     count = f"{len(norms)} norms are" if len(norms) > 1 else "1 norm is"
     return (
-        f"{count} removed whose scale no layer takes over (first: {norms[0]}): keep them with"
-        " exclude=, or give loader= to match the network on data."
+        f"{count} removed whose scale no layer takes over (first: {norms[0]}): select the"
+        " layers before them, keep them with exclude=, or give loader= to match the network on"
+        " data."
     )
 
 
