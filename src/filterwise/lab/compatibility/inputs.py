@@ -142,9 +142,11 @@ def _is_about_size(error: Exception) -> bool:
 
 
 def _detection(one: Architecture) -> Prepared:
-    options: dict[str, Any] = {"min_size": DETECTION_SIDE, "max_size": DETECTION_SIDE}
-    if one.family.startswith("detection.ssd"):
-        options = {}  # they take one size
+    # Every box counts: with random weights none is sure enough to be found otherwise.
+    word = "box_score_thresh" if "rcnn" in one.name else "score_thresh"
+    options: dict[str, Any] = {word: 0.0}
+    if not one.family.startswith("detection.ssd"):  # they take one size
+        options.update(min_size=DETECTION_SIDE, max_size=DETECTION_SIDE)
     model = build(one, options)
     if one.name.endswith("_fpn"):
         _freeze(model)
