@@ -276,8 +276,7 @@ def test_a_model_that_does_not_export_says_why(tmp_path):
             return x if x.sum() > 0 else -x
 
     net = Branching()
-    with pytest.warns(fw.FilterwiseWarning, match="guessed from the order"):
-        fw.convert_(net, "wa", select="*")
+    fw.convert_(net, "wa", select="*")
     for ending in ("pt2", "onnx"):
         with pytest.raises(fw.ExportError, match="cannot export the folded model") as found:
             fw.export(net, tmp_path / f"net.{ending}", X)

@@ -49,7 +49,7 @@ def test_sample(name, recipes):
         found = examine.examine(one, recipe, prepared(name))
         if name == "timm/test_nfnet":
             assert found["outcome"] == "refused"
-            assert "(ScaledStdConv2d); it would be standardized twice" in found["reason"]
+            assert "(ScaledStdConv2d), which would be done twice; adopt_(model)" in found["reason"]
             continue
         assert found["outcome"] == "passed", (recipe, found)
         assert found["converted"] > 0

@@ -131,8 +131,8 @@ def reads_the_input():
     """Lets the input into the effective weight."""
     right = host.effective_weight
 
-    def wrong(module: Any, input: Any = None) -> Tensor:
-        out = right(module, input)
+    def wrong(module: Any, input: Any = None, dtype: Any = None) -> Tensor:
+        out = right(module, input, dtype)
         return out if input is None else out * (1.0 + 1e-6 * input.mean())
 
     with patch.object(host, "effective_weight", wrong):
@@ -144,8 +144,8 @@ def reads_the_batch():
     """Lets the size of the batch into the effective weight."""
     right = host.effective_weight
 
-    def wrong(module: Any, input: Any = None) -> Tensor:
-        out = right(module, input)
+    def wrong(module: Any, input: Any = None, dtype: Any = None) -> Tensor:
+        out = right(module, input, dtype)
         return out if input is None else out * (1.0 + 1e-2 * input.shape[0])
 
     with patch.object(host, "effective_weight", wrong):

@@ -242,10 +242,10 @@ def never_refreshed():
     """Keeps the first effective weight of evaluation for ever."""
     right, kept = host.effective_weight, {}
 
-    def wrong(module: Any, input: Any = None) -> Tensor:
+    def wrong(module: Any, input: Any = None, dtype: Any = None) -> Tensor:
         if torch.is_grad_enabled():
-            return right(module, input)
-        return kept.setdefault(id(module), right(module, input))
+            return right(module, input, dtype)
+        return kept.setdefault(id(module), right(module, input, dtype))
 
     with patch.object(host, "effective_weight", wrong):
         yield

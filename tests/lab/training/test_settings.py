@@ -32,7 +32,7 @@ def schedule(**values):
         ),
         ({"optimization": {"schedule": {"kind": "steps"}}}, "schedule.milestones is missing"),
         ({"optimization": {"learning_rate": -1}}, "optimization.learning_rate: -1: "),
-        ({"data": {"zzz": 1}}, "there is no key data.zzz. Keys here: name, size, "),
+        ({"data": {"zzz": 1}}, "there is no key data.zzz. Keys here: name, reading, size, "),
         ({"model": {"recipe": "gn+wss"}}, "model.recipe"),
         (
             {
