@@ -6,6 +6,7 @@ Here and not beside the tests, since a spawned process imports it by its name.
 from __future__ import annotations
 
 import copy
+import gc
 import traceback
 import warnings
 from contextlib import nullcontext
@@ -200,3 +201,4 @@ def one_of_two(rank, store, results):
     finally:
         results[rank] = found
         distributed.destroy_process_group()
+        gc.collect()  # DDP wrappers are part of cycles; alive at the very end, their threads abort
