@@ -211,24 +211,27 @@ def _hosted_class(base: type[nn.Module]) -> type[nn.Module]:
 
 
 def _forward_convolution(self: Any, input: Tensor) -> Tensor:
-    weight = effective_weight(self, input, _dtype_of_use(self.weight))
+    weight = effective_weight(self, input, _dtype_of_use(self))
     return self._conv_forward(input, weight, self.bias)
 
 
-def _dtype_of_use(weight: Tensor) -> torch.dtype:
-    """Return the dtype that torch's own layers compute with: under autocast it is not the weight's.
+def _dtype_of_use(module: nn.Module) -> torch.dtype | None:
+    """Return the dtype that torch's own layers compute with under autocast; None is the weight's.
 
     Writing the effective weight in it saves autocast a pass over the weight, and in the backward
     another.
     """
-    dtype, device = weight.dtype, weight.device.type
-    if torch.compiler.is_compiling() or dtype == torch.float64:
-        return dtype
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
+    if torch.compiler.is_compiling() or not torch._C._is_any_autocast_enabled():
+        return None
+    weight = getattr(module, state_of(module).parameter)
+    device = weight.device.type
+    if weight.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
 
 
 def _forward_linear(self: Any, input: Tensor) -> Tensor:
-    weight = effective_weight(self, input, _dtype_of_use(self.weight))
+    weight = effective_weight(self, input, _dtype_of_use(self))
     return functional.linear(input, weight, self.bias)
 
 
@@ -242,7 +245,7 @@ def _forward_transposed(self: Any, input: Tensor, output_size: list[int] | None 
         functional.conv_transpose2d,
         functional.conv_transpose3d,
     )[spatial - 1]
-    weight = effective_weight(self, input, _dtype_of_use(self.weight))
+    weight = effective_weight(self, input, _dtype_of_use(self))
     return convolve(
         input,
         weight,

@@ -218,6 +218,11 @@ def effective_weight(
         evaluation, it is a kept weight, which the next step may write over: clone it to keep it.
     """
     state = state_of(module)
+    keeper = None if torch.compiler.is_dynamo_compiling() else state.keeper
+    if keeper is not None and not (module.training or torch.is_grad_enabled()) and dtype is None:
+        unmoved = keeper.unmoved(module._parameters)
+        if unmoved is not None:
+            return unmoved
     tensors = inputs_of(module)
     held = _held(module, state, tensors, dtype)
     if held is not None:

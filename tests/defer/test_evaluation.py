@@ -365,6 +365,7 @@ def test_streams_of_a_gpu_do_not_share_what_is_kept(monkeypatch):
     """One may read what another has not yet written."""
     from filterwise.keeping import keeper
 
+    monkeypatch.setattr(keeper.Keeper, "unmoved", lambda *_: None)  # which is for the CPU alone
     model = network().eval()
     before = at_rest(model.first)
     assert at_rest(model.first) is before

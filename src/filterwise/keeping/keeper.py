@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -19,10 +19,20 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from filterwise.keeping.group import HandedOver
-    from filterwise.keeping.kept import Computation
+    from filterwise.keeping.kept import Computation, Mark
     from filterwise.keeping.window import Mode, Window
 
 __all__ = ["Keeper"]
+
+
+class Unmoved(NamedTuple):
+    """A weight kept in evaluation on the CPU, and the marks of all that it depends on."""
+
+    names: tuple[str, ...]
+    marks: tuple[Mark, ...]
+    values: Tensor
+    written: int
+    steps: int
 
 
 class Keeper:
@@ -48,6 +58,7 @@ class Keeper:
         self.handed_over: HandedOver | None = None
         self._window: weakref.ref[Window] | None = None
         self._leaf: Tensor | None = None
+        self._unmoved: Unmoved | None = None
         self._resting: tuple[KeptWeight, tuple[object, ...]] | None = None
 
     def _is_own(self, tensors: Sequence[Tensor]) -> bool:
@@ -88,7 +99,7 @@ class Keeper:
 
     def forget(self, *, buffers: bool = True) -> None:
         """Drop what is kept for evaluation, and the buffers of a window unless one is open."""
-        self._resting = None
+        self._resting = self._unmoved = None
         kept = self.gathering
         if buffers and kept is not None and not kept.is_open and kept.gathered() is None:
             self.gathering = self._leaf = self.handed_over = None
@@ -110,14 +121,42 @@ class Keeper:
         if resting is not None and resting[1] == moment and resting[0].serves(tensors):
             return resting[0].values
         if are_shared(tensors):
-            self._resting = None
+            self._resting = self._unmoved = None
             return None
         watch_steps()
         kept = KeptWeight(self.how, tensors, dtype)
         fill([kept])
         # Put in place whole: another thread may be evaluating the same layer.
         self._resting = (kept, moment)
+        made = kept.made
+        parameters = made is not None and len(made.marks) == len(self.names)
+        if made is not None and parameters and weight.is_cpu and dtype == weight.dtype:
+            self._unmoved = Unmoved(
+                self.names, made.marks, kept.values, kept.values._version, Steps.count
+            )
         return kept.values
+
+    def unmoved(self, parameters: dict[str, Any]) -> Tensor | None:
+        """Return the weight kept in evaluation if nothing at all has moved; None: look closer.
+
+        Between the convolutions of a large model all of this is out of the processor's cache, where
+        every object that is looked at costs ten times what it costs alone.
+
+        Args:
+            parameters: The layer's own.
+        """
+        known = self._unmoved
+        if known is None or self.gathering is not None:
+            return None
+        names, marks, values, written, steps = known
+        for name, (tensor, version, address, strides) in zip(names, marks, strict=True):
+            if parameters.get(name) is not tensor or tensor._version != version:
+                return None
+            if tensor.data_ptr() != address or tensor.stride() != strides:
+                return None
+        if values._version != written or Steps.count != steps:
+            return None
+        return None if is_watched() else values
 
     def without_gradient(self, tensors: Sequence[Tensor]) -> Tensor | None:
         """Return the window's weight for a forward without gradient; None where it has none."""
