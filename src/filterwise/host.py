@@ -19,6 +19,7 @@ from torch.nn import functional
 from filterwise import balance, checkpoint
 from filterwise.errors import ConversionError
 from filterwise.filters import CONVOLUTIONS, TRANSPOSED, check_module, layout_of
+from filterwise.keeping import watch_steps
 from filterwise.methods.equinorm import EquilibriumNormalization
 from filterwise.state import (
     STATE,
@@ -342,6 +343,7 @@ def install(
 
 def install_state(module: nn.Module, state: HostState) -> None:
     """Let a layer that has all it needs, of its plain class, compute by its state from now on."""
+    watch_steps()  # a step's closure may be the first to defer
     cls = _hosted_class(type(module))
     module.__dict__[STATE] = state
     module.__class__ = cls

@@ -288,8 +288,6 @@ def test_fused_step_whose_closure_left_gradients_gathered_is_refused():
             value.backward()
         return value
 
-    with fw.defer(model, enabled=False):
-        pass  # from the first use on, steps are watched
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(
         fw.DeferralError, match="every micro-batch since the last step was deferred"

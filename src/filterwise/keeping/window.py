@@ -232,23 +232,26 @@ def _before_step(
     optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Guard a step, or the end of its closure: that may be the backward that hands over."""
-    if not Window.opened:
-        return None
     if len(args) > 1 and callable(args[1]):
         return (args[0], _guarded(optimizer, args[1]), *args[2:]), kwargs
     if callable(kwargs.get("closure")):
         return args, {**kwargs, "closure": _guarded(optimizer, kwargs["closure"])}
-    refuse_unfinished(_owned(optimizer), "an optimizer step")
+    _refuse_unfinished_step(optimizer)
     return None
 
 
 def _guarded(optimizer: torch.optim.Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
     def run() -> Any:
         loss = closure()
-        refuse_unfinished(_owned(optimizer), "an optimizer step")
+        _refuse_unfinished_step(optimizer)
         return loss
 
     return run
+
+
+def _refuse_unfinished_step(optimizer: torch.optim.Optimizer) -> None:
+    if Window.opened:
+        refuse_unfinished(_owned(optimizer), "an optimizer step")
 
 
 def refuse_unfinished(owned: Collection[int], what: str) -> None:
