@@ -219,10 +219,14 @@ def effective_weight(
     """
     state = state_of(module)
     keeper = None if torch.compiler.is_dynamo_compiling() else state.keeper
-    if keeper is not None and not (module.training or torch.is_grad_enabled()) and dtype is None:
-        unmoved = keeper.unmoved(module._parameters)
-        if unmoved is not None:
-            return unmoved
+    if keeper is not None and dtype is None:
+        quick = None
+        if torch.is_grad_enabled():
+            quick = keeper.handed(module._parameters, module._buffers)
+        elif not module.training:
+            quick = keeper.unmoved(module._parameters)
+        if quick is not None:
+            return quick
     tensors = inputs_of(module)
     held = _held(module, state, tensors, dtype)
     if held is not None:

@@ -41,20 +41,18 @@ class HandedOver(NamedTuple):
     learned: tuple[bool, ...]
     output: Tensor
 
-    def serves(self, tensors: Sequence[Tensor]) -> bool:
-        """Tell whether it still is what a layer with these tensors is to compute with."""
+    def serves(self, home: dict[str, Any], buffers: dict[str, Any]) -> bool:
+        """Tell whether it still is what a layer with these parameters is to compute with."""
         kept, made, written, learned, _ = self
         if kept.made is not made or kept.spoiled or kept.values._version != written:
             return False
-        if len(tensors) != len(made.marks):
-            return False
-        rows = zip(tensors, made.marks, learned, strict=True)
-        for tensor, (known, version, address, strides), learns in rows:
-            if tensor is not known or tensor._version != version:
+        rows = zip(kept.names, made.marks, learned, strict=True)
+        for name, (tensor, version, address, strides), learns in rows:
+            if home.get(name) is not tensor and buffers.get(name) is not tensor:
                 return False
-            if tensor.data_ptr() != address or tensor.stride() != strides:
+            if tensor._version != version or tensor.data_ptr() != address:
                 return False
-            if tensor.requires_grad is not learns:
+            if tensor.stride() != strides or tensor.requires_grad is not learns:
                 return False
         return True
 

@@ -171,19 +171,22 @@ class Keeper:
             self._close_with_the_outer_backward(kept)
         return None if kept is None else kept.values.to(tensors[0].dtype)
 
+    def handed(self, parameters: dict[str, Any], buffers: dict[str, Any]) -> Tensor | None:
+        """Return the output of the group's node if nothing at all has moved; None: look closer."""
+        handed = self.handed_over
+        if handed is None or self.mode == "defer" or torch._C._current_graph_task_id() != -1:
+            return None
+        serves = handed.serves(parameters, buffers) and not is_watched()
+        return handed.output if serves else None
+
     def with_gradient(self, tensors: Sequence[Tensor]) -> Tensor | None:
         """Return what a forward with gradient computes with; None asks for the ordinary way.
 
         Raises:
             DeferralError: If gradients were gathered on a weight that has changed since.
         """
-        handed, window = self.handed_over, self._window and self._window()
-        mode = window.mode if window is not None else "ordinary"
+        kept, mode = self.gathering, self.mode
         repeats = torch._C._current_graph_task_id() != -1
-        if handed is not None and mode != "defer" and not (repeats or is_watched()):  # noqa: SIM102
-            if handed.serves(tensors):
-                return handed.output
-        kept = self.gathering
         if (kept is None and mode == "ordinary") or not self._is_own(tensors) or is_watched():
             return None
         if kept is not None and kept.gathered() is not None:
