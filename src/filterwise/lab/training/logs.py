@@ -108,7 +108,7 @@ class _MLflow:
     def __init__(self, settings: TrainingSettings, folder: Path) -> None:
         import os
 
-        import mlflow
+        import mlflow  # pyright: ignore[reportMissingImports]  # an option, not a need
 
         if "MLFLOW_TRACKING_URI" not in os.environ:
             # Files: a database would need all of MLflow, and a run's folder has one run.
@@ -129,7 +129,7 @@ class _WeightsAndBiases:
     """A run of the project ``filterwise``; WANDB_MODE=offline keeps it in the folder."""
 
     def __init__(self, settings: TrainingSettings, folder: Path) -> None:
-        import wandb
+        import wandb  # pyright: ignore[reportMissingImports]  # an option, not a need
 
         self._run = wandb.init(
             project="filterwise",
