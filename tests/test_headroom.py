@@ -42,6 +42,10 @@ def faint(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64) * 1e-3
 
 
+def largest(tensor: torch.Tensor) -> float:
+    return float(tensor.detach().abs().max())
+
+
 def test_filters_are_as_long_as_the_formula_says() -> None:
     layer = nn.Conv2d(256, 8, 4, bias=False)
     nn.init.kaiming_normal_(layer.weight)
@@ -61,9 +65,7 @@ def test_the_largest_output_is_that_of_the_run() -> None:
     model = make(nn.BatchNorm2d(16)).float()
     x = torch.randn(2, 32, 6, 6)
     seen: list[float] = []
-    handle = model[0].register_forward_hook(
-        lambda _m, _i, y: seen.append(float(y.detach().abs().max()))
-    )
+    handle = model[0].register_forward_hook(lambda _m, _i, y: seen.append(largest(y)))
     model(x)
     handle.remove()
     before = fingerprint(model)
@@ -73,10 +75,10 @@ def test_the_largest_output_is_that_of_the_run() -> None:
     assert report[0].room == pytest.approx(65504 / seen[0])
     # In half precision too, where the run itself would overflow.
     half = copy.deepcopy(model).half()
-    large = fw.headroom_report(half, input=(x * 1e4).clamp(-6e4, 6e4).half())
-    assert large[0].largest is not None
-    assert large[0].largest > 65504
-    assert "65504" in str(large)
+    wide = fw.headroom_report(half, input=(x * 1e4).clamp(-6e4, 6e4).half())
+    assert wide[0].largest is not None
+    assert wide[0].largest > 65504
+    assert "65504" in str(wide)
     with pytest.raises(ValueError, match="does not run on the input"):
         fw.headroom_report(model, input=torch.randn(2, 5, 6, 6))
 
@@ -94,7 +96,7 @@ def test_the_other_form_computes_the_same(kind: str, training: bool) -> None:
     x = faint(4, 32, 6, 6)
     for _ in range(3):  # running statistics move on
         expected, found = model(x), other(x)
-        assert_close(found, expected, absolute=1e-9 * float(expected.abs().max()), what=kind)
+        assert_close(found, expected, absolute=1e-9 * largest(expected), what=kind)
     assert fw.headroom_report(other)[0].length == pytest.approx(0.5**0.5, rel=1e-3)
     # An eps left as it was would be seen.
     other[1].eps = 1e-5
@@ -120,7 +122,7 @@ def test_every_host(layer: nn.Module, norm: nn.Module, shape: tuple[int, ...]) -
     x = faint(*shape)
     for mode in (True, False):
         expected = model.train(mode)(x)
-        assert_close(other.train(mode)(x), expected, absolute=1e-9 * float(expected.abs().max()))
+        assert_close(other.train(mode)(x), expected, absolute=1e-9 * largest(expected))
 
 
 def test_training_goes_the_same_way() -> None:
@@ -140,7 +142,7 @@ def test_training_goes_the_same_way() -> None:
             optimizer.step()
             optimizer.zero_grad()
     for (name, ours), theirs in zip(other.named_parameters(), model.parameters(), strict=True):
-        assert_close(ours, theirs, absolute=1e-9 * float(theirs.abs().max()), what=name)
+        assert_close(ours, theirs, absolute=1e-9 * largest(theirs), what=name)
     assert relative_error(start, model[0].weight) > 1e-3
 
 
@@ -225,7 +227,7 @@ def test_kept_weights_follow() -> None:
         expected = model(x)
         fw.rescale_(model)
         found = model(x)
-    assert_close(found, expected, absolute=1e-9 * float(expected.abs().max()))
+    assert_close(found, expected, absolute=1e-9 * largest(expected))
 
 
 def test_afterwards_it_folds_and_its_checkpoint_says_what_it_is() -> None:
@@ -251,4 +253,4 @@ def test_an_adopted_layer_too() -> None:
     expected = model(x)
     fw.adopt_(model)
     assert fw.rescale_(model).converted == ["0"]
-    assert_close(model(x), expected, absolute=1e-9 * float(expected.abs().max()))
+    assert_close(model(x), expected, absolute=1e-9 * largest(expected))
