@@ -9,7 +9,7 @@ Example:
 
 from __future__ import annotations
 
-from filterwise import functional
+from filterwise import diagnose, functional
 from filterwise.adopt import adopt_
 from filterwise.check import Finding, check
 from filterwise.convert import convert_, describe, plan, unconvert_
@@ -26,6 +26,7 @@ from filterwise.errors import (
 )
 from filterwise.export import Comparison, ExportReport, export
 from filterwise.fold import fold, fold_report
+from filterwise.headroom import HeadRoom, HeadRoomReport, headroom_report, rescale_
 from filterwise.identify import identify
 from filterwise.initialize import initialize_
 from filterwise.methods.centered_weight_normalization import CenteredWeightNormalization
@@ -60,6 +61,8 @@ __all__ = [
     "FoldError",
     "FoldReport",
     "FoldRow",
+    "HeadRoom",
+    "HeadRoomReport",
     "MethodInfo",
     "NormalizationWarning",
     "ParametricWeightStandardization",
@@ -78,15 +81,18 @@ __all__ = [
     "convert_",
     "defer",
     "describe",
+    "diagnose",
     "export",
     "fold",
     "fold_report",
     "functional",
+    "headroom_report",
     "identify",
     "initialize_",
     "keep_weights",
     "methods",
     "param_groups",
     "plan",
+    "rescale_",
     "unconvert_",
 ]
