@@ -12,7 +12,6 @@ from filterwise.lab.training.schedules import Schedule
 from filterwise.lab.training.seeds import generator, seed_of
 from filterwise.lab.training.settings import TrainingSettings, checked_training
 
-
 KINDS = ("constant", "cosine", "polynomial", "super-convergence")
 
 
