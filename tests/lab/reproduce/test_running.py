@@ -203,7 +203,7 @@ def test_what_is_not_there_is_refused_by_name(tmp_path):
         (["reproduce"], "--list shows all"),
         (["reproduce", "wa/tabel1"], "Nearest: wa/table1"),
         (["reproduce", "ws/table4x"], "Nearest: ws/table4"),
-        (["reproduce", "wa/table1", "--row", "WB"], "wa/table1 has no row 'WB'. Nearest: WA."),
+        (["reproduce", "wa/table1", "--row", "WAA"], "wa/table1 has no row 'WAA'. Nearest: WA."),
         (["reproduce", "wa/table1", "--device", "moon"], "--device: 'moon'"),
     ],
 )
