@@ -107,7 +107,7 @@ def test_a_divergence_is_a_result_and_a_fault_of_one_run_is_not_that_of_others(t
     assert {line.row for line in read(tmp_path / "out")} == {"WA", "GN", "none"}
 
 
-LONG = TABLE.replace("epochs: 2", "epochs: 40").replace("train_samples: 64", "train_samples: 320")
+LONG = TABLE.replace("epochs: 2", "epochs: 15").replace("train_samples: 64", "train_samples: 320")
 
 
 def begin(path, folder):
