@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 LARGEST = 100_000_000
+OUTCOMES = ("passed", "refused", "diverges", "failed", "unfit")
 PROGRAM = "python -m filterwise.lab.compatibility"
 
 app = typer.Typer(
@@ -215,7 +216,7 @@ def _tell(
     pairs = records.pairs()
     wanted = [(str(one), recipe) for one in scope.wanted for recipe in recipes]
     outcomes = [pairs[pair]["outcome"] for pair in wanted if pair in pairs]
-    for word in ("passed", "refused", "failed", "unfit"):
+    for word in OUTCOMES:
         terminal.print(f"{word}: {outcomes.count(word)}")
     terminal.print(f"left: {len(wanted) - len(outcomes)}")
     terminal.print(f"Page: {to}")
