@@ -216,8 +216,8 @@ class _Examination:
         wide, sizes = verify.widened(model), [0.0]
 
         def note(tensor: torch.Tensor) -> None:
-            size = float(tensor.detach().abs().max()) if tensor.numel() else 0.0
-            sizes.append(size if math.isfinite(size) else math.inf)
+            if tensor.numel():  # NaN tells no size
+                sizes.append(float(tensor.detach().abs().nan_to_num(0.0, math.inf).max()))
 
         def watch(_module: nn.Module, _inputs: Any, output: Any) -> None:
             for tensor in verify.floating_tensors(output):
