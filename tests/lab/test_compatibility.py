@@ -308,6 +308,10 @@ def test_page_counts_and_gives_reasons():
     assert "1. 2 pairs; timm/vgg13, wa: conv1 (StdConv) is 3 wide\\|tall;" in text
     assert "2. 1 pair; torchvision/raft_small, wa: train: gone" in text
     assert "it had not come to the end of 3 of them" in text
+    assert "## Not examined" not in text
+    text = page(Scope("python -m x", chosen[:1], chosen, 7, 100, {"torch": "9"}), {})
+    assert "No architecture of 2 families was examined" in text
+    assert "\n- timm: vgg.\n\n- torchvision: optical_flow.raft.\n" in text
 
 
 # The command.
@@ -326,6 +330,10 @@ def test_the_command_writes_a_page_and_carries_on(tmp_path):
     assert "2 pairs of architecture and recipe to examine." in result.stderr
     text = (tmp_path / "docs/page.md").read_text()
     assert "| timm | vision_transformer: vit | test_vit | passed | - | passed |" in text
+    command = (
+        "    python -m filterwise.lab.compatibility --only 'timm/test_v*t' --recipes wa,gn+ws\n"
+    )
+    assert command in text
     lines = (tmp_path / "out/pairs.jsonl").read_text().splitlines()
     assert {json.loads(line)["outcome"] for line in lines} == {"passed"}
     again = run(tmp_path, *words)

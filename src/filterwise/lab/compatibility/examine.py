@@ -186,8 +186,9 @@ class _Examination:
             raise NotFinite("the output in evaluation is not finite")
         self.step = "in-place activations"
         other = copy.deepcopy(model)
-        for module in other.modules():
-            if getattr(module, "inplace", False) is True:
+        activations: list[Any] = [one for one in other.modules() if hasattr(one, "inplace")]
+        for module in activations:
+            if module.inplace is True:
                 module.inplace = False
         self.same(expected, self.output(other), "the model without in-place activations")
         return expected

@@ -132,6 +132,7 @@ def page(scope: Scope, pairs: Mapping[tuple[str, str], Mapping[str, Any]]) -> st
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     lines = [HEAD.format(command=scope.command, versions=versions, date=date)]
     lines += ["## How far", "", *_how_far(scope, kept), ""]
+    lines += _not_examined(scope, kept)
     reasons = _Reasons()
     for kind in KINDS:
         table = list(_table([one for one in scope.every if one.kind == kind], kept, reasons))
@@ -164,14 +165,13 @@ def _how_far(scope: Scope, pairs: Mapping[tuple[str, str], Mapping[str, Any]]) -
             " repair, what had failed was examined again and what had passed was not."
         )
     yield ""
-    yield f"| recipe | {' | '.join(WORDS.values())} | most seconds |"
-    yield "|---|--:|--:|--:|--:|--:|--:|"
+    yield f"| recipe | {' | '.join(WORDS.values())} |"
+    yield "|---|--:|--:|--:|--:|--:|"
     for recipe in RECIPES:
         mine = [line for (_, other), line in pairs.items() if other == recipe]
         counts = Counter(line["outcome"] for line in mine)
-        most = max((line["seconds"] for line in mine), default=0.0)
         numbers = [counts[word] for word in WORDS]
-        yield f"| `{recipe}` | {' | '.join(map(str, numbers))} | {most:.0f} |"
+        yield f"| `{recipe}` | {' | '.join(map(str, numbers))} |"
     differences = [line["difference"] for line in pairs.values() if "difference" in line]
     wide = [line["difference64"] for line in pairs.values() if "difference64" in line]
     if differences:
@@ -184,9 +184,31 @@ def _how_far(scope: Scope, pairs: Mapping[tuple[str, str], Mapping[str, Any]]) -
     blind = sum(line.get("depends") == 0 for line in pairs.values())
     if blind:
         yield (
-            f"In {blind} pairs raw weights gave the same outputs as effective ones (detectors that"
+            f"In {blind} pair{'s' * (blind > 1)} raw weights gave the same outputs as effective ones (detectors that"
             " found nothing, say): there the comparison of the folded model shows nothing."
         )
+
+
+def _not_examined(
+    scope: Scope, pairs: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> Iterable[str]:
+    """Yield the families of which no architecture was examined, by library."""
+    seen = {name for name, _ in pairs}
+    known = {(one.library, one.family) for one in scope.every if str(one) in seen}
+    left = {(one.library, one.family) for one in scope.every} - known
+    if not left:
+        return
+    yield "## Not examined"
+    yield ""
+    yield (
+        f"No architecture of {len(left)} families was examined, some of which have none below"
+        f" {scope.limit / 1e6:.0f} M parameters."
+    )
+    for library in sorted({library for library, _ in left}):
+        families = sorted(family for home, family in left if home == library)
+        yield ""
+        yield f"- {library}: {', '.join(families)}."
+    yield ""
 
 
 def _families(architectures: Iterable[Architecture], names: Iterable[str] | None = None) -> int:
