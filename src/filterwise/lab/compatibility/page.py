@@ -184,8 +184,9 @@ def _how_far(scope: Scope, pairs: Mapping[tuple[str, str], Mapping[str, Any]]) -
     blind = sum(line.get("depends") == 0 for line in pairs.values())
     if blind:
         yield (
-            f"In {blind} pair{'s' * (blind > 1)} raw weights gave the same outputs as effective ones (detectors that"
-            " found nothing, say): there the comparison of the folded model shows nothing."
+            f"In {blind} pair{'s' * (blind > 1)} raw weights gave the same outputs as effective"
+            " ones (detectors that found nothing, say): there the comparison of the folded model"
+            " shows nothing."
         )
 
 
