@@ -9,7 +9,7 @@ Example:
 
 from __future__ import annotations
 
-from filterwise import functional
+from filterwise import diagnose, functional
 from filterwise.adopt import adopt_
 from filterwise.check import Finding, check
 from filterwise.convert import convert_, describe, plan, unconvert_
@@ -27,6 +27,7 @@ from filterwise.errors import (
 )
 from filterwise.export import Comparison, ExportReport, export
 from filterwise.fold import fold, fold_report
+from filterwise.headroom import HeadRoom, HeadRoomReport, headroom_report, rescale_
 from filterwise.identify import identify
 from filterwise.initialize import initialize_
 from filterwise.methods.centered_weight_normalization import CenteredWeightNormalization
@@ -62,6 +63,8 @@ __all__ = [
     "FoldError",
     "FoldReport",
     "FoldRow",
+    "HeadRoom",
+    "HeadRoomReport",
     "MethodInfo",
     "Monitor",
     "NormalizationWarning",
@@ -82,10 +85,12 @@ __all__ = [
     "convert_",
     "defer",
     "describe",
+    "diagnose",
     "export",
     "fold",
     "fold_report",
     "functional",
+    "headroom_report",
     "identify",
     "initialize_",
     "keep_weights",
@@ -93,5 +98,6 @@ __all__ = [
     "monitor",
     "param_groups",
     "plan",
+    "rescale_",
     "unconvert_",
 ]
