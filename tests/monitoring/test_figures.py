@@ -65,7 +65,7 @@ def test_figures_are_their_definitions(name):
         n for n, m in net.named_modules() if n and hasattr(m, "weight")
     ]
     before = [one.weight.detach().clone() for one in layers]
-    matrices = [one.matrix().clone() for one in layers]
+    matrices = [one.rows().clone() for one in layers]
     with torch.no_grad():
         for one in layers:
             one.weight.add_(0.05 * torch.randn_like(one.weight) + 0.01)
@@ -87,7 +87,7 @@ def test_figures_are_their_definitions(name):
 def test_small_turns_are_seen():
     net = nn.Sequential(nn.Conv2d(4, 6, 3))
     layers = watched_layers(net)
-    old = layers[0].matrix().clone()
+    old = layers[0].rows().clone()
     across = torch.randn_like(old)
     across -= old * (across * old).sum(1, keepdim=True) / old.square().sum(1, keepdim=True)
     across *= 1e-4 * old.norm(dim=1, keepdim=True) / across.norm(dim=1, keepdim=True)
@@ -101,7 +101,7 @@ def test_damage_and_constant_filters():
     net = nn.Sequential(nn.Conv2d(4, 6, 3))
     fw.convert_(net, "wa", select="*")
     layers = watched_layers(net)
-    old = layers[0].matrix().clone()
+    old = layers[0].rows().clone()
     with torch.no_grad():
         net[0].weight[0] = 0.5
     (figures,) = figures_of(layers, [old])
@@ -125,6 +125,6 @@ def test_what_is_watched():
     fw.convert_(net, "wa", select="[02]")
     found = watched_layers(net)
     assert [one.name for one in found] == ["0", "2", "4"]
-    assert [one.centred for one in found] == [True, True, False]
+    assert [one.is_centred for one in found] == [True, True, False]
     with torch.device("meta"):
         assert watched_layers(nn.Sequential(nn.Conv2d(4, 4, 3))) == []

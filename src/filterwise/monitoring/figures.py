@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import nn
 
-from filterwise.filters import layout_of, weight_name
+from filterwise.diagnose.layers import Layer, chosen_layers
+from filterwise.diagnose.weight_signals import Filters, angle
 from filterwise.graph import trace
-from filterwise.host import is_converted, state_of
+from filterwise.host import state_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from filterwise.filters import FilterLayout
     from filterwise.methods.method import Method
 
 __all__ = ["LEAST_FAN_IN", "Figures", "Watched", "figures_of", "watched_layers"]
@@ -29,39 +29,28 @@ LEAST_FAN_IN = 16
 
 
 @dataclass(frozen=True)
-class Watched:
+class Watched(Layer):
     """A layer that the monitor looks at.
 
     Attributes:
-        name: Dotted name.
-        module: The layer.
-        parameter: Name of its (raw) weight.
-        layout: Where its filters lie.
-        method: What it was converted to; None for a plain layer.
         last: Whether no other weight layer follows.
     """
 
-    name: str
-    module: nn.Module
-    parameter: str
-    layout: FilterLayout
-    method: Method | None
     last: bool
 
     @property
-    def weight(self) -> Tensor:
-        """The (raw) weight as it is now."""
-        return getattr(self.module, self.parameter)
+    def method(self) -> Method | None:
+        """What it was converted to; None for a plain layer."""
+        return state_of(self.module).method if self.is_converted else None
 
     @property
-    def centred(self) -> bool:
-        """Whether the layer computes with filters of mean zero."""
-        return self.method is not None and self.method.centred
+    def fan_in(self) -> int:
+        """Weights in a filter."""
+        return self.layout.fan_in(self.weight.shape)
 
-    def matrix(self) -> Tensor:
-        """Return the weight as a filter matrix in float32 or wider; it may be a view."""
-        matrix = self.layout.matrix(self.weight.detach())
-        return matrix.to(torch.promote_types(matrix.dtype, torch.float32))
+    def rows(self) -> Tensor:
+        """Return the raw weight as a filter matrix in float32 or wider; it may be a view."""
+        return self.matrix(self.weight)
 
 
 class Figures(NamedTuple):
@@ -93,21 +82,19 @@ def watched_layers(model: nn.Module, arguments: tuple[Any, ...] | None = None) -
     Those are converted layers, and plain convolutions and linear layers of a fan-in of 16 or more,
     with a weight that is trained, whole and on a real device.
     """
-    found: list[Watched] = []
+    try:
+        layers = chosen_layers(model)
+    except ValueError:  # no weight layer at all
+        return []
     flow = trace(model, arguments)
-    for name, module in model.named_modules():
-        if is_converted(module):
-            state = state_of(module)
-            one = (state.parameter, state.layout, state.method)
-        elif weight_name(module):
-            one = ("weight", layout_of(module), None)
-        else:
-            continue
-        weight = getattr(module, one[0])
+    found: list[Watched] = []
+    for one in layers:
+        weight = one.weight
         if not isinstance(weight, nn.Parameter) or weight.is_meta or not weight.requires_grad:
             continue
-        if is_converted(module) or one[1].fan_in(weight.shape) >= LEAST_FAN_IN:
-            found.append(Watched(name, module, *one, last=flow.is_last(name)))
+        if one.is_converted or one.layout.fan_in(weight.shape) >= LEAST_FAN_IN:
+            last = flow.is_last(one.name)
+            found.append(Watched(one.name, one.module, one.parameter, one.layout, last))
     return found
 
 
@@ -131,36 +118,24 @@ def figures_of(layers: Sequence[Watched], before: Sequence[Tensor]) -> list[Figu
 
 
 def _figures(layer: Watched, before: Tensor) -> Tensor:
-    after = layer.matrix()
-    before = before.to(after.device, after.dtype)
-    fan_in = after.shape[1]
-    variance, mean = torch.var_mean(after, 1, correction=0)
-    moment, old = after.square().mean(1), before
-    shift = fan_in * (mean - before.mean(1))
-    one_signed = (after.amin(1) > 0) | (after.amax(1) < 0)
-    if layer.centred:
-        after = after - mean[:, None]
-        old = before - before.mean(1, keepdim=True)
-        moment = variance
-    turn = _angles(after, old)
+    now = Filters(layer.rows())
+    old = Filters(before.to(now.matrix.device, now.matrix.dtype))
+    shift = now.length * (now.mean - old.mean)
+    one_signed = (now.matrix.amin(1) > 0) | (now.matrix.amax(1) < 0)
+    variance = moment = now.variance
+    if layer.is_centred:
+        turns = angle(now.centred, old.centred)
+    else:
+        turns = angle(now.matrix, old.matrix)
+        moment = now.norm.square() / now.length
     return torch.stack(
         [
-            variance.isfinite().all().to(after.dtype),
+            variance.isfinite().all().double(),
             variance.where(variance > 0, math.inf).amin(),
             moment.median(),
-            turn.median(),
+            # A filter of zeros has no direction, and does not turn.
+            torch.rad2deg(turns.nan_to_num(0.0)).median(),
             shift.var(correction=0),
-            one_signed.sum().to(after.dtype),
+            one_signed.sum().double(),
         ]
-    ).float()
-
-
-def _angles(one: Tensor, other: Tensor) -> Tensor:
-    """Return the angle between rows in degrees, 0 where a row is 0; exact for small ones, too."""
-    tiny = torch.finfo(one.dtype).tiny
-    chord = (
-        one / one.norm(dim=1, keepdim=True).clamp_min(tiny)
-        - other / other.norm(dim=1, keepdim=True).clamp_min(tiny)
-    ).norm(dim=1)
-    angle = torch.rad2deg(2 * torch.asin((chord / 2).clamp_max(1)))
-    return angle.where((one != 0).any(1) & (other != 0).any(1), 0.0)
+    )

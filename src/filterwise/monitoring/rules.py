@@ -78,17 +78,7 @@ class History:
         method = self.layer.method
         if not isinstance(method, WeightMethod) or method.cells:
             return None
-        return method.family(self.fan_in)
-
-    @property
-    def fan_in(self) -> int:
-        """Weights in a filter."""
-        return self.layer.layout.fan_in(self.layer.weight.shape)
-
-    @property
-    def filters(self) -> int:
-        """How many filters there are."""
-        return self.layer.layout.filters(self.layer.weight.shape)
+        return method.family(self.layer.fan_in)
 
 
 @dataclass(frozen=True)
@@ -147,7 +137,7 @@ def _shifts(layers: Sequence[History], scene: Scene) -> Finding | None:
     moved = [
         one
         for one in layers
-        if not one.layer.centred and not one.layer.last and one.now.shift >= SHIFT
+        if not one.layer.is_centred and not one.layer.last and one.now.shift >= SHIFT
     ]
     if not moved or scene.normalized:
         return None
@@ -244,7 +234,7 @@ def _steep(layers: Sequence[History], scene: Scene) -> Finding | None:
         family = one.family()
         if family and isinstance(one.layer.method, ParametricWeightStandardization):
             size = one.now.variance + family.eps
-            times = one.rate * 2 / one.fan_in / size if size > 0 else math.inf
+            times = one.rate * 2 / one.layer.fan_in / size if size > 0 else math.inf
             found.append((times, one, family.eps))
     times, worst, gamma = max(found, default=(0.0, None, 0.0), key=lambda triple: triple[0])
     if worst is None or times < STEEPEST or scene.normalized:
@@ -265,17 +255,17 @@ def _one_signed(layers: Sequence[History], scene: Scene) -> Finding | None:
         one
         for one in layers
         if _minds_signs(one.layer)
-        and one.now.one_signed - one.signed >= max(1.0, SIGNED * one.filters)
+        and one.now.one_signed - one.signed >= max(1.0, SIGNED * one.layer.filters)
     ]
     if not found:
         return None
-    worst = max(found, key=lambda one: one.now.one_signed / one.filters)
+    worst = max(found, key=lambda one: one.now.one_signed / one.layer.filters)
     equinorm = isinstance(worst.layer.method, EquilibriumNormalization)
     return Finding(
         "warning",
         worst.layer.name,
-        f"{worst.now.one_signed:.0f} of {worst.filters} filters have weights of one sign at step"
-        f" {scene.step} ({worst.signed:.0f} at the start){_count(found)}",
+        f"{worst.now.one_signed:.0f} of {worst.layer.filters} filters have weights of one sign at"
+        f" step {scene.step} ({worst.signed:.0f} at the start){_count(found)}",
         "the single pass has no positive part for them and takes the two-pass divisor"
         if equinorm
         else "behind a ReLU such a filter adds up its inputs: its channel is a large constant, or"
@@ -290,7 +280,7 @@ def _minds_signs(layer: Watched) -> bool:
     method = layer.method
     if isinstance(method, EquilibriumNormalization):
         return method.single_pass
-    return not layer.centred and not layer.last
+    return not layer.is_centred and not layer.last
 
 
 def _eps(family: Family) -> float:

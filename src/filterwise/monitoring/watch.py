@@ -7,7 +7,7 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import distributed
+from torch import distributed, nn
 
 from filterwise import norms
 from filterwise.check import check
@@ -21,7 +21,7 @@ from filterwise.optim import unwrapped
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
 __all__ = ["Monitor", "monitor"]
 
@@ -123,7 +123,10 @@ class Monitor:
                 f"turn must be an angle in degrees, over 0 and up to 180, got {turn!r}"
             )
         model = unwrapped(model)
-        normalized = any(norms.normalizes(module) for module in model.modules())
+        normalized = any(
+            norms.normalizes(module) or isinstance(module, nn.LayerNorm | nn.RMSNorm)
+            for module in model.modules()
+        )
         self._every, self._speak, self._normalized = every, speak, normalized
         self._turn = turn if turn is not None else (TURN_BEFORE_NORMS if normalized else TURN)
         optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer
@@ -180,7 +183,7 @@ class Monitor:
             self._before = None
             return
         # A copy also where the matrix is none: the optimizer writes in place.
-        self._before = [one.layer.matrix().clone() for one in self._layers]
+        self._before = [one.layer.rows().clone() for one in self._layers]
 
     def _tell(self, found: list[Finding]) -> None:
         self.findings += found
@@ -218,7 +221,7 @@ def _histories(
                 f"the weight of {one.name} is sharded (FSDP), and a shard does not show whole"
                 " filters; watch a training on one process or under DDP"
             )
-    start = figures_of(layers, [one.matrix() for one in layers])
+    start = figures_of(layers, [one.rows() for one in layers])
     return [
         History(layer, *groups[id(layer.weight)], signed=look.one_signed)
         for layer, look in zip(layers, start, strict=True)
