@@ -17,6 +17,7 @@ Statistic = Literal["median", "iqr"]
 
 RESAMPLES = 2000
 LEVEL = (2.5, 97.5)
+ROUNDING = 1e-9
 
 
 class Quartiles(NamedTuple):
@@ -43,8 +44,11 @@ class Interval:
 
     @property
     def seen(self) -> bool:
-        """Whether the interval leaves zero out."""
-        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+        """Whether the interval leaves zero out, by more than what rounding does."""
+        if self.low is None or self.high is None:
+            return False
+        least = ROUNDING * max(abs(self.low), abs(self.high))
+        return self.low > least or self.high < -least
 
 
 def quartiles(values: Sequence[float]) -> Quartiles:

@@ -34,9 +34,10 @@ LEGEND = (
     " best epoch is the median of each seed's best, chosen on the test set as some papers do.",
     "A run diverges when its loss is no longer finite. It ends there and counts with the value its"
     " network then has, where an answer that is not a finite number is wrong.",
-    "A difference has the 95 % interval of a bootstrap over the seeds. Where it covers zero: no"
-    " difference seen. The paper's number is one value whose spread is not known, so the"
-    " interval says how much other seeds would have moved ours, not theirs.",
+    "A difference has the interval of a bootstrap over the seeds, at 95 per cent. Where it covers"
+    " zero: no difference seen. The paper's number is one value whose spread is not known, so the"
+    " interval says how much other seeds would have moved ours, not theirs. With fewer than six"
+    " seeds it reaches at most from the least to the largest run, which is too narrow.",
     "Differences between rows are drawn over the seeds that both rows have, which gave both the"
     " same order of samples.",
     "full, short and smoke say how much of the paper's set-up was run; only at full do the paper's"

@@ -88,10 +88,12 @@ def _references(table: Table, line: Line) -> Iterator[Line]:
     norm, method = _kind(line)
     if method is None:
         return
+    # A method without a norm stands against the net as it is, which has none either: "keep".
+    alone = {"none", "keep"} if norm == "none" else {norm}
     for other in table.lines:
         other_norm, other_method = _kind(other)
         same_place = other.at == line.at and other.variant == line.variant
-        if same_place and other_method is None and other_norm in {norm, "bn"}:
+        if same_place and other_method is None and other_norm in {*alone, "bn"}:
             yield other
 
 

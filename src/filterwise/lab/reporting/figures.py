@@ -20,6 +20,7 @@ __all__ = ["draw"]
 TICKS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 # Where the largest of some errors is this many times the least, their axis is logarithmic.
 WIDE = 5
+FAR = 3
 BAR, MARGIN = 0.34, 1.0
 """Inches of a bar and its gap, and of what stands around all bars."""
 
@@ -47,7 +48,7 @@ def _curves(table: Table, name: str, metric: Metric) -> Iterator[Figure]:
         f"{table.name}-{words.slug(name)}-curves",
         f"{metric.title} by epoch [{table.budget}]",
         f"Median over the seeds that finished the epoch, and the band between the quartiles."
-        f" {_runs(lines)} A line that is missing or ends early belongs to runs that diverged.",
+        f" {_runs(lines)}{_all_lost(lines)}",
         [
             (heading, lambda axes, mine=mine: _epochs(axes, mine, series, metric))
             for heading, mine in groups
@@ -132,13 +133,32 @@ def _rows(axes: Any, lines: Sequence[Line], name: str, metric: Metric, *, papers
         )
         if papers and found.paper and found.paper.value is not None:
             look = {"marker": "D", "markersize": 7, "fillstyle": "none", "linestyle": ""}
-            axes.plot([found.paper.value], [place], color=LIGHT[2], markeredgewidth=1.6, **look)
+            axes.plot([found.paper.value], [place], color=INK, markeredgewidth=1.6, **look)
+    _shorten(axes, lines, name)
     names = [f"{line.name}{_lost(line)}" for line in lines]
     axes.set_yticks(range(len(lines)), names)
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.grid(axis="x", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.set_xlabel(_label(metric))
+
+
+def _shorten(axes: Any, lines: Sequence[Line], name: str) -> None:
+    """Cut bars that are far above the others at the figure's edge, and write their value there.
+
+    One run that learned nothing would else leave no difference to be seen between the others.
+    """
+    tops = [line.metrics[name].spread for line in lines]
+    uppers = sorted(spread.upper for spread in tops if spread is not None)
+    usual = uppers[len(uppers) // 2]
+    edge = 1.3 * max(upper for upper in uppers if upper <= FAR * usual)
+    if uppers[-1] <= edge or usual <= 0:
+        return
+    axes.set_xlim(0, edge)
+    for place, spread in enumerate(tops):
+        if spread is not None and spread.median > edge:
+            text = f"{words.number(spread.median)} \N{RIGHTWARDS ARROW}"
+            axes.text(0.985 * edge, place, text, ha="right", va="center")
 
 
 def _epochs(axes: Any, lines: Sequence[Line], series: dict[str, str], metric: Metric) -> None:
@@ -151,11 +171,6 @@ def _epochs(axes: Any, lines: Sequence[Line], series: dict[str, str], metric: Me
             place = list(series).index(_key(line, series))
             median, lower, upper = _columns(spreads)
             band(axes, place, list(curve), median, lower, upper, marks=len(curve) <= 12)
-    lost = [f"{line.method}{_lost(line)}" for line in lines if line.diverged]
-    if lost:
-        axes.text(
-            0.99, 0.99, "\n".join(lost), transform=axes.transAxes, ha="right", va="top", size=9
-        )
     stride = max(1, last // 6)
     axes.set_xticks(sorted({1, last, *range(stride, last - stride // 2, stride)}))
     axes.set_xlabel("epoch")
@@ -228,6 +243,12 @@ def _conditions(line: Line, without: str | None = None) -> str:
 
 def _lost(line: Line) -> str:
     return f", {line.diverged} of {len(line.runs)} diverged" if line.diverged else ""
+
+
+def _all_lost(lines: Sequence[Line]) -> str:
+    """Say whose lines end early."""
+    lost = [f"{words.quoted([line.name])} ({line.diverged})" for line in lines if line.diverged]
+    return f" A line ends where no run is left; diverged: {', '.join(lost)}." if lost else ""
 
 
 def _runs(lines: Sequence[Line]) -> str:

@@ -9,16 +9,16 @@ from filterwise.lab.reporting import words
 from filterwise.lab.reporting.differences import means, pairs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
-    from filterwise.lab.reporting.tables import Line, Measured, Table
+    from filterwise.lab.reporting.tables import Line, Table
     from filterwise.lab.reproduce.schema import Metric
+    from filterwise.lab.statistics import Interval
 
 __all__ = ["Grid", "Section", "section"]
 
-OURS = ("median", "quartiles", "seeds", "diverged", "best epoch")
 PAPER = ("paper", "ours \N{MINUS SIGN} paper")
-LEFT = {PAPER[0], PAPER[1], "against", "the same in the paper", "they also differ in", "rows"}
+LEFT = {PAPER[0], PAPER[1], "against", "difference", "in the paper", "they also differ in", "rows"}
 """Columns of words; those of numbers end at the right."""
 
 
@@ -131,7 +131,9 @@ def _ours(table: Table) -> Iterator[Grid]:
         lines = [line for line in table.lines if line.metrics[name].by_seed or line.failed]
         if not lines:
             continue
-        headers = (OURS[0] if metric.statistic == "median" else "distance of quartiles", *OURS[1:])
+        spread = metric.statistic == "iqr"
+        ours = ("distance of quartiles",) if spread else ("median", "quartiles")
+        headers = (*ours, "seeds", "diverged", *(() if spread else ("best epoch",)))
         yield Grid(
             f"{table.name}-{words.slug(name)}",
             f"{table.id}, {words.heading(metric)} [{table.budget}]",
@@ -143,16 +145,13 @@ def _ours(table: Table) -> Iterator[Grid]:
 def _row(table: Table, line: Line, name: str, metric: Metric) -> tuple[str, ...]:
     decimals, found = words.digits(metric), line.metrics[name]
     seeds = len(line.runs)
-    cells = [
-        line.name,
-        words.number(found.value, decimals),
-        words.between(found.spread, decimals),
-        str(seeds),
-        f"{line.diverged} of {seeds}",
-        words.number(found.best, decimals),
-    ]
+    cells = [line.name, words.number(found.value, decimals)]
     if line.failed:
         cells[1] = f"cannot be trained: {line.failed}"
+    spread = metric.statistic == "iqr"
+    cells += [] if spread else [words.between(found.spread, decimals)]
+    cells += [str(seeds), f"{line.diverged} of {seeds}"]
+    cells += [] if spread else [words.number(found.best, decimals)]
     if table.comparable:
         cells += [words.printed(found.paper, decimals), words.interval(found.difference, decimals)]
     return tuple(cells)
@@ -210,7 +209,7 @@ def _pairs(table: Table) -> Iterator[Grid]:
         if not mine:
             continue
         decimals = words.digits(metric)
-        with_paper = ("the same in the paper",) if table.comparable else ()
+        with_paper = ("in the paper",) if table.comparable else ()
         yield Grid(
             f"{table.name}-{words.slug(name)}-differences",
             f"{table.id}, differences between rows: {words.heading(metric)} [{table.budget}]",
@@ -250,45 +249,29 @@ def _shrunk(table: Table) -> Grid | None:
 
 
 def _reading(table: Table) -> Iterator[str]:
-    lost = [line for line in table.lines if line.diverged]
-    for line in lost:
-        yield f"{line.name} diverged in {line.diverged} of {words.count(len(line.runs), 'run')}."
     for line in table.lines:
+        runs = words.count(len(line.runs), "run")
         if line.failed:
-            yield f"{line.name} cannot be trained: {line.failed}."
+            yield f"{words.quoted([line.name])} cannot be trained: {line.failed}."
+        elif line.diverged:
+            yield f"{words.quoted([line.name])} diverged in {line.diverged} of {runs}."
     for name, metric in table.metrics.items():
-        yield from _against_paper(table, name, metric)
+        kinds: dict[str, list[str]] = {}
+        for line in table.lines:
+            difference = line.metrics[name].difference
+            if difference is not None:
+                kinds.setdefault(_verdict(difference), []).append(line.name)
+        if kinds:
+            said = "; ".join(f"{kind} {words.quoted(names)}" for kind, names in kinds.items())
+            yield f"{metric.title}, beside the paper: {said}."
 
 
-def _against_paper(table: Table, name: str, metric: Metric) -> Iterator[str]:
-    """Say how many rows agree with the paper, and which are better or worse."""
-    compared: list[tuple[Line, Measured]] = [
-        (line, line.metrics[name]) for line in table.lines if line.metrics[name].difference
-    ]
-    if not compared:
-        return
-    better, worse, same, open_ = [], [], [], []
-    for line, found in compared:
-        difference = found.difference
-        if difference is None:
-            continue
-        lower = difference.value < 0
-        if difference.low is None:
-            open_.append(line.name)
-        elif not difference.seen:
-            same.append(line.name)
-        elif lower == (metric.better == "lower"):
-            better.append(line.name)
-        else:
-            worse.append(line.name)
-    kinds: Sequence[tuple[str, list[str]]] = (
-        ("no difference from the paper seen", same),
-        ("better than the paper", better),
-        ("worse than the paper", worse),
-        ("one seed, which tells nothing of the spread", open_),
-    )
-    said = "; ".join(f"{text}: {', '.join(names)}" for text, names in kinds if names)
-    yield f"{metric.title}, {words.count(len(compared), 'row')} with a number of the paper. {said}."
+def _verdict(difference: Interval) -> str:
+    if difference.low is None:
+        return "one seed, which tells nothing of the spread, in"
+    if not difference.seen:
+        return "no difference seen in"
+    return "lower in" if difference.value < 0 else "higher in"
 
 
 def _deviations(table: Table) -> Iterator[str]:
@@ -307,12 +290,12 @@ def _deviations(table: Table) -> Iterator[str]:
     if table.comparable:
         few = [line.name for line in table.lines if len(line.runs) < wanted]
         if few:
-            yield f"Fewer seeds than the {wanted} of the recipe: {', '.join(few)}."
+            yield f"Fewer seeds than the {wanted} of the recipe: {words.quoted(few)}."
     for line in table.lines:
         if line.added:
-            yield f"The paper has no row {line.label}; it was added: {line.added}"
+            yield f"The paper has no row {words.quoted([line.label])}; it was added: {line.added}"
     for label, why in table.not_run.items():
-        yield f"{label} is not run: {why}"
+        yield f"{words.quoted([label])} is not run: {why}"
     if table.missing:
         rows = words.count(len(table.missing), "row has", "rows have")
-        yield f"{rows} no run yet: {', '.join(table.missing)}."
+        yield f"{rows} no run yet: {words.quoted(table.missing)}."

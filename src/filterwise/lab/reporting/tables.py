@@ -253,7 +253,8 @@ def _measured(
 ) -> Measured:
     values = {seed: metric.of(record.run) for seed, record in runs.items()}
     by_seed = {seed: value for seed, value in values.items() if value is not None}
-    if not by_seed:
+    # One run has no spread, not one of 0.
+    if len(by_seed) < (2 if metric.statistic == "iqr" else 1):
         return Measured({}, None, None, None, paper, None)
     best = [metric.printed(record.run.best.get(metric.measured)) for record in runs.values()]
     had = [value for value in best if value is not None]

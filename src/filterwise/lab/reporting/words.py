@@ -6,6 +6,8 @@ import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from filterwise.lab.reproduce.records import Budget
     from filterwise.lab.reproduce.schema import Metric, PaperValue
     from filterwise.lab.statistics import Interval, Quartiles
@@ -20,6 +22,7 @@ __all__ = [
     "moved",
     "number",
     "printed",
+    "quoted",
     "slug",
     "value",
 ]
@@ -92,6 +95,13 @@ def count(number: int, one: str, several: str | None = None) -> str:
 def heading(metric: Metric) -> str:
     """Write what a metric is."""
     return f"{metric.title}, {metric.unit} ({metric.better} is better)"
+
+
+def quoted(names: Sequence[str]) -> str:
+    """Write rows' names, which may have commas in them, in a sentence."""
+    return ", ".join(
+        f"\N{LEFT DOUBLE QUOTATION MARK}{name}\N{RIGHT DOUBLE QUOTATION MARK}" for name in names
+    )
 
 
 def slug(text: str) -> str:

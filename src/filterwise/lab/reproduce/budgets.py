@@ -78,7 +78,10 @@ def shrunk_to(
     after: dict[str, Any] = settings.model_dump(mode="json")
     _shrink_time(after["optimization"], rule)
     train, test = SIZES.get(settings.data.name.lower(), (None, None))
-    for key, size, most in (("train_samples", train, rule.train), ("test_samples", test, rule.test)):
+    for key, size, most in (
+        ("train_samples", train, rule.train),
+        ("test_samples", test, rule.test),
+    ):
         there = before["data"][key] or size
         if there is not None:
             before["data"][key] = there

@@ -78,7 +78,9 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise _error(self.peek_event(), "an alias (*name) is not allowed: a recipe has no anchors")
+            raise _error(
+                self.peek_event(), "an alias (*name) is not allowed: a recipe has no anchors"
+            )
         return super().compose_node(parent, index)
 
     def plain(self, node: yaml.Node, place: Place, lines: dict[Place, int]) -> Any:
