@@ -33,7 +33,8 @@ def checked_values(kind: type[Model], values: Any, where: Callable[[Place], str]
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        # A misspelt key is missing under its right name, too: what it was meant to be helps more.
+        first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
         place, at = _place(kind, values, first["loc"])
         raise UsageError(f"{where(place)}: {_sentence(first, place, at)}") from None
 

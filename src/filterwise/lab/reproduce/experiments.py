@@ -100,7 +100,7 @@ class Experiment:
                 for document, before, _ in reversed(layers):
                     if document.has((*before, *place[:length])):
                         return document.where((*before, *place[:length]))
-            return self.file.where(("rows", number))
+            return f"{self.file.where(('rows', number))}: row {row.label!r}"
 
         return checked_values(TrainingSettings, values, where)
 
@@ -113,11 +113,10 @@ def merged(values: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
     found = dict(values)
     for key, value in more.items():
         before = found.get(key)
-        both = isinstance(before, dict) and isinstance(value, dict)
-        if both and value.get("kind", before.get("kind")) == before.get("kind"):
-            found[key] = merged(before, value)
-        else:
-            found[key] = value
+        found[key] = value
+        if isinstance(before, dict) and isinstance(value, dict):
+            kind = before.get("kind")
+            found[key] = merged(before, value) if value.get("kind", kind) == kind else value
     return found
 
 

@@ -25,7 +25,7 @@ from filterwise.lab.training.train import train
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Done", "Executor", "Job", "do", "finished_runs", "local", "run_all"]
+__all__ = ["Done", "Executor", "Job", "Local", "do", "finished_runs", "run_all"]
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _line(job: Job, results: ReproduceResults, stopped: Callable[[], bool]) -> R
 
 
 @dataclass(frozen=True)
-class local:  # noqa: N801  # an executor is chosen by its name
+class Local:
     """Executor of this machine: a pool of processes.
 
     Attributes:

@@ -140,12 +140,12 @@ class Row(Frozen):
 
     label: Text
     method: Text
-    at: dict[str, Condition] = {}
-    run: dict[str, Any] = {}
+    at: dict[str, Condition] = Field(default_factory=dict)
+    run: dict[str, Any] = Field(default_factory=dict)
     start: Start | None = None
     not_run: str | None = None
     added: str | None = None
-    paper: dict[str, PaperValue] = {}
+    paper: dict[str, PaperValue] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _has_a_reason(self) -> Row:
@@ -166,7 +166,7 @@ class Mean(Frozen):
     """
 
     label: Text
-    rows: Annotated[list[str], Field(min_length=1)]
+    rows: Annotated[tuple[str, ...], Field(min_length=1)]
     paper: PaperValue
 
 
@@ -201,11 +201,11 @@ class PaperDefaults(Frozen):
     title: Text
     authors: Text
     code: Text
-    constants: dict[str, str] = {}
-    run: dict[str, Any] = {}
+    constants: dict[str, str] = Field(default_factory=dict)
+    run: dict[str, Any] = Field(default_factory=dict)
     seeds: Seeds = 3
-    silent: list[Choice] = []
-    notes: list[str] = []
+    silent: tuple[Choice, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class ReproduceRecipe(Frozen):
@@ -232,15 +232,15 @@ class ReproduceRecipe(Frozen):
     where: Text
     title: Text
     task: str = "classification"
-    constants: dict[str, str] = {}
+    constants: dict[str, str] = Field(default_factory=dict)
     draws: str | None = None
     metrics: Annotated[dict[str, Metric], Field(min_length=1)]
-    run: dict[str, Any] = {}
+    run: dict[str, Any] = Field(default_factory=dict)
     seeds: Seeds | None = None
-    rows: Annotated[list[Row], Field(min_length=1)]
-    means: list[Mean] = []
-    silent: list[Choice] = []
-    notes: list[str] = []
+    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+    means: tuple[Mean, ...] = ()
+    silent: tuple[Choice, ...] = ()
+    notes: tuple[str, ...] = ()
     cost: Cost
 
     @field_validator("task")
