@@ -131,8 +131,8 @@ def _mean(table: Table, mean: Mean) -> MeanLine | None:
     values: list[Mapping[int, float]] = [
         line.metrics[name].by_seed
         for line in lines
-        for name in table.metrics
-        if line.metrics[name].paper is not None and line.metrics[name].by_seed
+        for name, metric in table.metrics.items()
+        if metric.statistic == "median" and line.metrics[name].by_seed
     ]
     seeds = set.intersection(*(set(each) for each in values)) if values else set()
     if not seeds:
