@@ -270,7 +270,7 @@ def report(
 ) -> None:
     """Set the runs of recipes beside the papers' numbers: tables and figures on one page."""
     terminal = Terminal()
-    with _one_line(terminal):
+    with one_line(terminal):
         from pathlib import Path
 
         from filterwise.lab.reporting.command import report as make

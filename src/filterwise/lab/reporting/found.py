@@ -70,7 +70,7 @@ def _files(folder: Path) -> list[Path]:
     files = [own] if own.exists() else sorted(folder.rglob(FILE))
     if not files:
         raise UsageError(
-            f"{folder} has no {FILE}, nor has a folder in it. `filterwise reproduce ID --out"
+            f"{folder} has no {FILE}, nor has a folder in it. `filterwise reproduce ID --folder"
             f" {folder}` writes one."
         )
     return files
