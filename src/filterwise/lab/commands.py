@@ -243,6 +243,51 @@ def export(
             exported.show(terminal)
 
 
+@app.command(epilog="Example: filterwise report runs/reproduce --markdown docs/results.md")
+def report(
+    folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR",
+            help="Where filterwise reproduce left results.jsonl, or a folder of such folders.",
+        ),
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(help="The page. [default: report-BUDGET.html in DIR]", metavar="FILE"),
+    ] = None,
+    markdown: Annotated[
+        str | None,
+        typer.Option(
+            help="Write the same as Markdown, with the figures beside it.", metavar="FILE"
+        ),
+    ] = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(help="File of a recipe of your own; may be given again.", metavar="FILE"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Set the runs of recipes beside the papers' numbers: tables and figures on one page."""
+    terminal = Terminal()
+    with one_line(terminal):
+        from pathlib import Path
+
+        from filterwise.lab.reporting.command import report as make
+
+        made = make(
+            Path(folder),
+            shlex.join(["filterwise", *sys.argv[1:]]),
+            out=Path(out) if out else None,
+            markdown_file=Path(markdown) if markdown else None,
+            recipes=recipe or (),
+        )
+        if as_json:
+            terminal.raw(json.dumps(made.to_dict(), indent=2, allow_nan=False))
+        else:
+            made.show(terminal)
+
+
 @app.command(epilog="Example: filterwise methods --json")
 def methods(as_json: Json = False) -> None:
     """List the methods with formula, source and whether they need an activation norm."""

@@ -99,13 +99,29 @@ def show_list(terminal: Terminal, as_json: bool = False) -> None:
     terminal.table("Tables and figures", ("id", "where", "rows", "what"), rows, right={"rows"})
 
 
-def prepare(name: str, asked: Asked, *, workers: int | None, look_at_data: bool) -> Reproduction:
+def prepare(
+    name: str,
+    asked: Asked,
+    *,
+    workers: int | None,
+    look_at_data: bool,
+    elsewhere: bool = False,
+) -> Reproduction:
     """Find out what is to be run and what cannot be.
+
+    Args:
+        name: Id or file of the recipe.
+        asked: What is asked for.
+        workers: Runs at a time; None: as many as this machine has room for.
+        look_at_data: Whether to look for the data sets.
+        elsewhere: Whether other machines do the runs, so that this one needs neither the device
+            nor room.
 
     Raises:
         UsageError: If there is no such recipe, row or device, or a recipe says what it may not.
     """
-    check_device(asked.execution.device)
+    if not elsewhere:
+        check_device(asked.execution.device)
     experiment = find(name, asked.root)
     plan = make_plan(experiment, asked)
     found = Reproduction(experiment, asked, plan)
@@ -113,7 +129,7 @@ def prepare(name: str, asked: Asked, *, workers: int | None, look_at_data: bool)
     missing = [job for job in plan.all if job.key not in found.records]
     found.refused = refusals(missing, look_at_data=look_at_data)
     ready = [job.settings for job in plan.all if job.key not in found.refused]
-    found.workers = workers or side_by_side(ready)
+    found.workers = workers or (1 if elsewhere else side_by_side(ready))
     return found
 
 

@@ -62,6 +62,17 @@ def reproduce(
             " GPU]",
         ),
     ] = None,
+    executor: Annotated[
+        Literal["local", "ray", "slurm"],
+        typer.Option(help="Who does the runs: processes here, a Ray cluster, or SLURM."),
+    ] = "local",
+    cluster_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="name=value; for Ray address, cpus, gpus, retries; for SLURM what sbatch takes."
+            " May be given several times.",
+        ),
+    ] = None,
     download: Annotated[
         bool, typer.Option("--download", help="Fetch a torchvision set that is not there.")
     ] = False,
@@ -96,9 +107,28 @@ def reproduce(
             channels_last=device.startswith("cuda"),
         )
         asked = Asked(tuple(row or ()), seeds, budget, Path(folder), execution, precision)
-        found = command.prepare(recipe, asked, workers=workers, look_at_data=not dry_run)
+        cluster = None
+        if executor != "local":
+            from filterwise.lab.cluster.options import cluster_executor
+
+            cluster = cluster_executor(
+                executor,
+                folder=asked.folder,
+                device=device,
+                workers=workers,
+                options=cluster_option or (),
+            )
+        elif cluster_option:
+            raise UsageError("--cluster-option goes with --executor ray or slurm.")
+        found = command.prepare(
+            recipe,
+            asked,
+            workers=workers,
+            look_at_data=not dry_run,
+            elsewhere=cluster is not None,
+        )
         if not dry_run:
-            command.reproduce(found, terminal)
+            command.reproduce(found, terminal, cluster)
         if as_json:
             terminal.raw(json.dumps(found.to_dict(), indent=2, allow_nan=False))
         elif dry_run:
