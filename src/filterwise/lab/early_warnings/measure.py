@@ -113,9 +113,8 @@ def end_of(run: Measured) -> tuple[End, int | None]:
 
     ``diverged``: the loss was not finite, at that step. ``fell back``: the mean of the last ten
     losses was below 0.9 ln(classes) once, and from that step to the end it was not. ``never
-    learned``: it never was; no step. ``fails in evaluation``: at least half of the test pictures
-    are answered wrongly all the same; the last step. ``healthy``: at most 15 % are. ``between``: the
-    rest.
+    learned``: it never was; no step. ``fails in evaluation``: half or more of the test pictures are
+    wrong all the same; the last step. ``healthy``: at most 15 % are. ``between``: the rest.
     """
     if not run.finite:
         return "diverged", len(run.losses) + 1
