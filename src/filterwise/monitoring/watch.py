@@ -7,21 +7,21 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import distributed, nn
+from torch import distributed
 
-from filterwise import norms
 from filterwise.check import check
 from filterwise.errors import TrainingWarning
 from filterwise.filters import check_module
 from filterwise.findings import Finding
+from filterwise.first_step import is_normalized, turn_limit
 from filterwise.monitoring.figures import figures_of, watched_layers
-from filterwise.monitoring.rules import RULES, TURN, TURN_BEFORE_NORMS, History, Scene
+from filterwise.monitoring.rules import RULES, History, Scene
 from filterwise.optim import unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
 __all__ = ["Monitor", "monitor"]
 
@@ -123,12 +123,9 @@ class Monitor:
                 f"turn must be an angle in degrees, over 0 and up to 180, got {turn!r}"
             )
         model = unwrapped(model)
-        normalized = any(
-            norms.normalizes(module) or isinstance(module, nn.LayerNorm | nn.RMSNorm)
-            for module in model.modules()
-        )
+        normalized = is_normalized(model)
         self._every, self._speak, self._normalized = every, speak, normalized
-        self._turn = turn if turn is not None else (TURN_BEFORE_NORMS if normalized else TURN)
+        self._turn = turn_limit(normalized) if turn is None else turn
         optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer
         self._layers = _histories(model, list(optimizers), options["input"])
         self._rules = dict(RULES)
