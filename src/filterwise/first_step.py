@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "SHIFT",
     "first_step_findings",
+    "is_first_step",
     "is_normalized",
     "shift_why",
     "turn_fix",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 TURN, TURN_BEFORE_NORMS = 10.0, 30.0
+FIRST = "a first step"
 SHIFT = 2.0  # what n mean(W) varies by over the filters of a He layer
 
 
@@ -41,6 +43,11 @@ def is_normalized(model: nn.Module) -> bool:
         norms.normalizes(module) or isinstance(module, nn.LayerNorm | nn.RMSNorm)
         for module in model.modules()
     )
+
+
+def is_first_step(finding: Finding) -> bool:
+    """Tell whether `first_step_findings` found it."""
+    return finding.what.startswith(FIRST)
 
 
 def turn_limit(normalized: bool) -> float:
@@ -105,7 +112,7 @@ def first_step_findings(
         turn, shift = _moved(layer, rate)
         turned += [(turn, layer.name)] if turn >= limit else []
         shifted += [(shift, layer.name)] if shift >= SHIFT and not layer.is_centred else []
-    step = f"a first step of plain SGD at {rate:g} (cross-entropy, the loader's first batch)"
+    step = f"{FIRST} of plain SGD at {rate:g} (cross-entropy, the loader's first batch)"
     if turned:
         turn, name = max(turned)
         yield Finding(

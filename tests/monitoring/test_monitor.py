@@ -136,6 +136,15 @@ def test_a_rate_that_turns_filters_too_far_is_said_once(recipe, norm, limit):
     assert watch.findings[before:] == [one for step in found for one in step]
 
 
+def test_what_a_first_step_would_turn_is_not_said_twice():
+    net = make("wa")
+    optimizer = sgd(net, lr=30.0)
+    watch = fw.monitor(net, optimizer, every=1, loader=list(batches(2)), speak=False)
+    assert len(layers_of(watch.findings, "a first step")) == 1
+    train(net, optimizer, 2, watch)
+    assert not layers_of(watch.findings, "turned its filters by")
+
+
 def test_the_angle_is_set():
     net = make("wa")
     optimizer = sgd(net)

@@ -13,7 +13,7 @@ from filterwise.check import check
 from filterwise.errors import TrainingWarning
 from filterwise.filters import check_module
 from filterwise.findings import Finding
-from filterwise.first_step import is_normalized, turn_limit
+from filterwise.first_step import is_first_step, is_normalized, turn_limit
 from filterwise.monitoring.figures import figures_of, watched_layers
 from filterwise.monitoring.rules import RULES, History, Scene
 from filterwise.optim import unwrapped
@@ -135,6 +135,9 @@ class Monitor:
         rate = max(one.rate for one in self._layers)
         first = check(model, lr=rate if rate > 0 else None, **options)
         self._tell([finding for finding in first if finding.level != "note"])
+        if any(is_first_step(finding) for finding in first):
+            # What a first step turns and shifts is said; the steps would say it again.
+            del self._rules["turn"], self._rules["shift"]
         self._keep()
 
     def step(self) -> list[Finding]:

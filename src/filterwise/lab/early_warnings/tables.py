@@ -146,10 +146,12 @@ def page(groups: dict[str, list[Measured]], command: str, origin: str) -> str:
                 " defaults, with the micro-batch and the first pictures as input.",
                 "- A warning counts as *before a collapse* if it came at an earlier step, and in a"
                 " run that never learned at any; *steps ahead* are of the collapses that have a"
-                " step. *Diverged*: the loss was not finite. *Fell back*: the mean of ten"
-                " losses went back to 0.9 ln(classes) and over, for good. *Never learned*: it never was below. *Fails in evaluation*: the"
-                " loss fell, and half of the test pictures or more are wrong. *Healthy*: 15 % or"
-                " less are. *Between*: the rest; a warning is neither right nor wrong there.",
+                " step.",
+                "- *Diverged*: the loss was not finite. *Fell back*: the mean of ten losses went"
+                " back to 0.9 ln(classes) and over, for good. *Never learned*: it never was below."
+                " *Fails in evaluation*: the loss fell, and half of the test pictures or more are"
+                " wrong. *Healthy*: 15 % or less are. *Between*: the rest; a warning is neither"
+                " right nor wrong there.",
             ]
         )
     )
