@@ -120,6 +120,13 @@ def test_what_check_finds_is_said_first():
     assert [one.level for one in watch.findings] == ["warning"]
 
 
+def test_what_check_finds_of_many_layers_is_said_at_the_first():
+    net = make("ws")
+    (finding,) = fw.monitor(net, sgd(net), speak=False).findings
+    assert (finding.level, finding.layer) == ("error", "0")
+    assert finding.what.endswith("(3 such layers)")
+
+
 @pytest.mark.parametrize(("recipe", "norm", "limit"), [("wa", False, 10), ("gn(4)+ws", True, 30)])
 def test_a_rate_that_turns_filters_too_far_is_said_once(recipe, norm, limit):
     net = make(recipe, norm=norm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -134,7 +135,7 @@ class Monitor:
         self.findings: list[Finding] = []
         rate = max(one.rate for one in self._layers)
         first = check(model, lr=rate if rate > 0 else None, **options)
-        self._tell([finding for finding in first if finding.level != "note"])
+        self._tell(_once([finding for finding in first if finding.level != "note"]))
         if any(is_first_step(finding) for finding in first):
             # What a first step turns and shifts is said; the steps would say it again.
             del self._rules["turn"], self._rules["shift"]
@@ -191,6 +192,19 @@ class Monitor:
             return
         for finding in found:
             warnings.warn(str(finding), TrainingWarning, stacklevel=3)
+
+
+def _once(found: Sequence[Finding]) -> list[Finding]:
+    """Say once, at the first of them, what was found of several layers in the same words."""
+    layers: dict[tuple[str, str], list[Finding]] = {}
+    for finding in found:
+        layers.setdefault((finding.level, finding.what), []).append(finding)
+    return [
+        same[0]
+        if len(same) == 1
+        else dataclasses.replace(same[0], what=f"{what} ({len(same)} such layers)")
+        for (_, what), same in layers.items()
+    ]
 
 
 def _first_process() -> bool:

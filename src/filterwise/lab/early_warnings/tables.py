@@ -102,7 +102,7 @@ def runs_table(found: Sequence[Measured]) -> tuple[list[str], list[list[str]]]:
     rows = []
     order = (*COLLAPSED, "between", "healthy")
     for run in sorted(found, key=lambda run: (order.index(run.end), run.settings.title)):
-        words = ", ".join(f"{one.kind} ({one.step})" for one in run.heard)
+        words = ", ".join(dict.fromkeys(f"{one.kind} ({one.step})" for one in run.heard))
         step = "-" if run.collapse is None else str(run.collapse)
         rows.append(
             [
