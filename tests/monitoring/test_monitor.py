@@ -325,5 +325,6 @@ def test_refusals():
 def test_several_optimizers_and_a_wrapper():
     net = make("wa")
     both = [sgd(net[:4]), sgd(net[4:])]
-    watch = fw.monitor(nn.DataParallel(net), both, every=1)
-    assert [one.layer.name for one in watch._layers] == ["0", "2", "4"]
+    for wrapped in (nn.DataParallel(net), torch.compile(net, backend="eager")):
+        watch = fw.monitor(wrapped, both, every=1)
+        assert [one.layer.name for one in watch._layers] == ["0", "2", "4"]

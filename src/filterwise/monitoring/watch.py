@@ -60,8 +60,8 @@ def monitor(
     It reads (raw) weights after a step and before it, and nothing else: no hook, no gradient, no
     forward; training is the same to the bit, deferred, in autocast, compiled, under DDP (whose
     processes hold the same weights: all find the same, the first one speaks). A look costs a copy
-    of the weights before the step, about ten passes over them after it and one read-back from the
-    device; steps in between cost nothing.
+    of the weights before the step, about thirty passes over them after it and one read-back from
+    the device; steps in between cost nothing.
 
     Args:
         model: The model, wrapped or not.
