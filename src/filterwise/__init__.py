@@ -9,7 +9,7 @@ Example:
 
 from __future__ import annotations
 
-from filterwise import functional
+from filterwise import diagnose, functional
 from filterwise.adopt import adopt_
 from filterwise.check import Finding, check
 from filterwise.convert import convert_, describe, plan, unconvert_
@@ -23,9 +23,11 @@ from filterwise.errors import (
     FoldError,
     NormalizationWarning,
     RecipeError,
+    TrainingWarning,
 )
 from filterwise.export import Comparison, ExportReport, export
 from filterwise.fold import fold, fold_report
+from filterwise.headroom import HeadRoom, HeadRoomReport, headroom_report, rescale_
 from filterwise.identify import identify
 from filterwise.initialize import initialize_
 from filterwise.methods.centered_weight_normalization import CenteredWeightNormalization
@@ -39,6 +41,7 @@ from filterwise.methods.weight_align import WeightAlign
 from filterwise.methods.weight_centering import WeightCentering
 from filterwise.methods.weight_normalization import WeightNormalization
 from filterwise.methods.weight_standardization import WeightStandardization
+from filterwise.monitoring import Monitor, monitor
 from filterwise.optim import clip_grad_adaptive_, param_groups
 from filterwise.recipe import Recipe
 from filterwise.report import FoldReport, FoldRow, Report, Row
@@ -60,7 +63,10 @@ __all__ = [
     "FoldError",
     "FoldReport",
     "FoldRow",
+    "HeadRoom",
+    "HeadRoomReport",
     "MethodInfo",
+    "Monitor",
     "NormalizationWarning",
     "ParametricWeightStandardization",
     "Recipe",
@@ -68,6 +74,7 @@ __all__ = [
     "Report",
     "Row",
     "ScaledWeightStandardization",
+    "TrainingWarning",
     "WeightAlign",
     "WeightCentering",
     "WeightNormalization",
@@ -78,15 +85,19 @@ __all__ = [
     "convert_",
     "defer",
     "describe",
+    "diagnose",
     "export",
     "fold",
     "fold_report",
     "functional",
+    "headroom_report",
     "identify",
     "initialize_",
     "keep_weights",
     "methods",
+    "monitor",
     "param_groups",
     "plan",
+    "rescale_",
     "unconvert_",
 ]

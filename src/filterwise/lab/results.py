@@ -13,7 +13,7 @@ import tempfile
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from filelock import FileLock, Timeout
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
     from filterwise.lab.engine import Outcome
 
-__all__ = ["FORMAT", "Contents", "Record", "Results", "write_whole"]
+__all__ = ["FORMAT", "Contents", "Lines", "Record", "Results", "write_whole"]
+
+AnyRecord = TypeVar("AnyRecord", bound=BaseModel)
 
 FORMAT = 1
 """Number of this layout of a line; a line with another is kept and not read."""
@@ -89,26 +91,36 @@ class Record(BaseModel):
 
 
 @dataclass(frozen=True)
-class Contents:
+class Contents(Generic[AnyRecord]):
     """What a results file holds.
 
     Attributes:
-        records: Readable runs by identity; of two with one identity the later.
+        records: Readable records by key; of two with one key the later.
         complaints: A sentence for each line that cannot be read.
     """
 
-    records: dict[str, Record]
+    records: dict[str, AnyRecord]
     complaints: tuple[str, ...]
 
 
-class Results:
+class Lines(Generic[AnyRecord]):
     """The results in one folder; safe to use from several processes and commands."""
+
+    kind: type[AnyRecord]
+    """What a line is."""
+    option = "--out"
+    """What the command line calls the folder."""
 
     def __init__(self, folder: Path) -> None:
         """Name the folder; nothing is touched before `prepare`."""
         self.folder = folder
         self.path = folder / "results.jsonl"
         self._locks = folder / ".locks"
+
+    @staticmethod
+    def key(record: AnyRecord) -> str:
+        """Return what a record is known by; of two with one key the later counts."""
+        raise NotImplementedError
 
     def prepare(self) -> None:
         """Make the folder and see that it can be written to.
@@ -121,32 +133,34 @@ class Results:
             with tempfile.TemporaryFile(dir=self.folder) as probe:
                 probe.write(b"filterwise")
         except OSError as error:
-            raise LabError(f"--out: {self.folder} cannot be written to: {reason(error)}.") from None
+            raise LabError(
+                f"{self.option}: {self.folder} cannot be written to: {reason(error)}."
+            ) from None
 
-    def read(self) -> Contents:
-        """Return the runs, and what in the file cannot be read.
+    def read(self) -> Contents[AnyRecord]:
+        """Return the records, and what in the file cannot be read.
 
         Raises:
             LabError: If the file is there but cannot be opened.
         """
-        records: dict[str, Record] = {}
+        records: dict[str, AnyRecord] = {}
         complaints = []
         for number, line in enumerate(self._lines(), start=1):
             if not line.strip():
                 continue
             try:
-                record = Record.model_validate_json(line)
+                record = self.kind.model_validate_json(line)
             except ValidationError as error:
                 complaints.append(
                     f"{self.path} line {number} is not a run of this program"
                     f" ({_first(error)}); it stays as it is and is not counted."
                 )
             else:
-                records[record.id] = record
+                records[self.key(record)] = record
         return Contents(records, tuple(complaints))
 
-    def add(self, record: Record) -> None:
-        """Add a finished run.
+    def add(self, record: AnyRecord) -> None:
+        """Add the record of a finished run.
 
         Raises:
             LabError: If the disk refuses; the file is as it was.
@@ -187,6 +201,17 @@ class Results:
             raise LabError(f"{self.path} cannot be read: {reason(error)}.") from None
         # Not splitlines: it would also divide a damaged line at stray carriage returns.
         return [line + b"\n" for line in content.removesuffix(b"\n").split(b"\n") if content]
+
+
+class Results(Lines[Record]):
+    """The runs of a comparison, by identity."""
+
+    kind = Record
+
+    @staticmethod
+    def key(record: Record) -> str:
+        """Return the run's identity."""
+        return record.id
 
 
 def record_of(
