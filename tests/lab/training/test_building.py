@@ -210,6 +210,16 @@ def test_settings_that_contradict_each_other(values, words):
         settings(model=values)
 
 
+@pytest.mark.parametrize(
+    ("net", "mixing"),
+    [("pws_plain_cifar", "none"), ("pws_plain_cifar", "mixup"), ("vgg16_cifar", "none")],
+)
+def test_pictures_that_are_too_small(net, mixing):
+    model = {"name": net, "width": 0.25, "recipe": "bn"}
+    with pytest.raises(UsageError, match=f"pictures of 8x8 pixels are too small for {net}: "):
+        train(settings(model=model, mixing={"kind": mixing}))
+
+
 def test_pairs_need_two():
     with pytest.raises(UsageError, match="mixup needs pairs, and a micro-batch is one sample"):
         settings(mixing={"kind": "mixup"}, optimization={"micro_batch": 1})
