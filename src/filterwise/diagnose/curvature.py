@@ -175,7 +175,8 @@ def hessian(
             free = _centred_start(layer).requires_grad_()
             value = function({layer.path: _of_centred(layer, free)})
             (slope,) = torch.autograd.grad(value, free, create_graph=True)
-            squares = torch.tensor(list(_squares(layer, slope, free, probes, seed))).double()
+            found_squares = list(_squares(layer, slope, free, probes, seed))
+        squares = torch.tensor(found_squares, dtype=torch.float64)
         exact = free.numel() <= probes
         whole, centred = squares.sum(0) if exact else squares.mean(0)
         spread = squares[:, 1].std() / math.sqrt(len(squares))

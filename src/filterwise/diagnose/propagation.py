@@ -164,6 +164,7 @@ def _output(layer: Layer, x: Tensor, weight: Tensor) -> Tensor:
     # A forward of the layer's own, on a plain layer with this weight.
     plain = copy.deepcopy(module)
     plain.__class__ = base
+    plain._forward_hooks.clear()
     values = {layer.parameter: weight}
     if getattr(plain, "bias", None) is not None:
         values["bias"] = torch.zeros_like(plain.bias)
