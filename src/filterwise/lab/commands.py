@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 import filterwise as fw
-from filterwise.errors import ConversionError, RecipeError
-from filterwise.lab.errors import LabError, UsageError
+from filterwise.lab.diagnosis.door import diagnose
+from filterwise.lab.errors import UsageError
 from filterwise.lab.settings import CompareSettings, checked
-from filterwise.lab.terminal import Terminal
+from filterwise.lab.terminal import Terminal, one_line
 from filterwise.recipe import split_recipes
 
 __all__ = ["app"]
@@ -100,7 +98,7 @@ def compare(
     combinations are trained. Interrupted, the same command carries on.
     """
     terminal = Terminal()
-    with _one_line(terminal):
+    with one_line(terminal):
         values: dict[str, Any] = {
             "recipes": tuple(split_recipes(recipes)),
             "nets": _words(net),
@@ -154,7 +152,7 @@ def inspect(
 ) -> None:
     """Show what a recipe would do to a model, layer by layer, and what is to be said against it."""
     terminal = Terminal()
-    with _one_line(terminal):
+    with one_line(terminal):
         parsed = fw.Recipe.parse(recipe)
         from filterwise.lab.inspection import inspect as look
 
@@ -220,7 +218,7 @@ def export(
     converted model before it gets its name; the figures are printed.
     """
     terminal = Terminal()
-    with _one_line(terminal):
+    with one_line(terminal):
         from filterwise.lab.exporting import ExportSettings, export_model
 
         settings = ExportSettings(
@@ -299,19 +297,4 @@ def _numbers(
     return tuple(numbers)
 
 
-@contextmanager
-def _one_line(terminal: Terminal) -> Iterator[None]:
-    """Turn what a person can mend into one message and an exit code; show no traceback for it."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", fw.FilterwiseWarning)
-            yield
-    except (RecipeError, ConversionError) as error:
-        terminal.fail(str(error))
-        raise typer.Exit(2) from None
-    except LabError as error:
-        terminal.fail(str(error))
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        terminal.fail("Stopped. What finished is kept; the same command carries on.")
-        raise typer.Exit(1) from None
+app.command(epilog="Example: filterwise diagnose wa/fig2 equinorm/fig1 --width 16")(diagnose)
