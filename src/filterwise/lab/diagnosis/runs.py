@@ -271,6 +271,8 @@ def toy_balance(setting: Setting, epochs: int = 40) -> tuple[dict[int, list[floa
     optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
     kernels: dict[int, list[float]] = {}
     records: Records = []
+    with torch.no_grad():
+        net(pictures)  # its running mean is then that of these pictures, which stay the same
     for epoch in range(epochs + 1):
         for record in fw.diagnose.contributions(net, pictures):
             total = [9 * value for value in record["value"]]
