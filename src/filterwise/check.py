@@ -21,6 +21,7 @@ from filterwise.findings import (
     raw_matrix,
     weight_findings,
 )
+from filterwise.first_step import first_step_findings
 from filterwise.graph import trace
 from filterwise.graph.untouched import random_states
 from filterwise.headroom import headroom_findings
@@ -60,7 +61,8 @@ def check(
         model: Any model, converted or not.
         batch_size: Samples that one forward sees in training (the micro-batch); by default the
             loader's, if there is one.
-        lr: Learning rate, for what depends on it.
+        lr: Learning rate, for what depends on it. With a loader of samples and class labels one
+            gradient is taken on the copy, to see what a first step would do.
         input: A tensor or a tuple of arguments to run the model on.
         loader: A loader of training batches; where there is no input its first batch is one.
 
@@ -86,9 +88,10 @@ def check(
         batch_size = getattr(loader, "batch_size", None)
     _positive("batch_size", batch_size)
     _positive("lr", lr)
+    batch = None if loader is None else _first_batch(model, loader)
     arguments = input if isinstance(input, tuple) else (input,)
     if input is None:
-        arguments = None if loader is None else _first_batch(model, loader)
+        arguments = None if batch is None else batch[:1]
     findings: list[Finding] = []
     with torch.no_grad():
         for name, module in model.named_modules():
@@ -102,6 +105,8 @@ def check(
         findings += headroom_findings(model, arguments)
         findings += _small_batch(model, batch_size)
         findings += _large_steps(model, layers, lr)
+        if lr is not None and batch is not None and len(batch) == 2:
+            findings += first_step_findings(model, batch[:1], batch[1], lr)
         if arguments is not None:
             findings += run_findings(model, arguments)
         else:
@@ -116,7 +121,10 @@ def _positive(name: str, value: float | None) -> None:
 
 
 def _first_batch(model: nn.Module, loader: Any) -> tuple[Any, ...]:
-    """Return the first batch's input; the random states that a loader draws from are put back."""
+    """Return the first batch's input, and its labels where it ends with one for each sample.
+
+    The random states that a loader draws from are put back.
+    """
     if hasattr(loader, "__next__"):
         raise ValueError(
             "the loader is an iterator, and looking at its first batch would take it away; give a"
@@ -140,7 +148,11 @@ def _first_batch(model: nn.Module, loader: Any) -> tuple[Any, ...]:
             f"a batch of the loader is a {type(batch).__name__} that does not start with a tensor;"
             " give input="
         )
-    return (first.to(next(model.parameters(), first).device),)
+    device = next(model.parameters(), first).device
+    labels = batch[1] if isinstance(batch, tuple | list) and len(batch) == 2 else None
+    if isinstance(labels, torch.Tensor) and labels.dtype == torch.long and labels.dim() == 1:
+        return first.to(device), labels
+    return (first.to(device),)
 
 
 def _flow_findings(

@@ -101,7 +101,7 @@ def watched_layers(model: nn.Module, arguments: tuple[Any, ...] | None = None) -
 def figures_of(layers: Sequence[Watched], before: Sequence[Tensor]) -> list[Figures]:
     """Return the figures of layers.
 
-    Four or so passes over the weights and one read from each device; nothing is written.
+    About thirty passes over the weights and one read from each device; nothing is written.
 
     Args:
         layers: The layers as they are after a step.
