@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 __all__ = ["TASKS", "make_task"]
 
-TASKS = {"classification": "filterwise.lab.tasks.classification:Classification"}
+TASKS = {
+    "classification": "filterwise.lab.tasks.classification:Classification",
+    "detection": "filterwise.lab.tasks.detection:Detection",
+}
 """Every task by its name: the class that makes it, from settings and a Fabric."""
 
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from filterwise.lab.errors import UsageError
 from filterwise.lab.settings import Frozen
+from filterwise.lab.training.options import ClassificationOptions, TaskOptions, of_the_task
 from filterwise.lab.training.schedules import Constant, Schedule
 from filterwise.recipe import Recipe
 
@@ -67,6 +68,7 @@ class DataSettings(Frozen):
             ``unit``: values from 0 to 1.
         train_samples: So many of the training pictures, drawn once for all seeds; None: all.
         test_samples: Likewise of the test pictures.
+        skip_bad: Leave out entries that are faulty and count them; else they are refused.
     """
 
     name: str = "digits"
@@ -75,6 +77,7 @@ class DataSettings(Frozen):
     scaling: Literal["standardize", "unit"] = "standardize"
     train_samples: Count | None = None
     test_samples: Count | None = None
+    skip_bad: bool = False
     augmentation: Augmentation = Augmentation()
 
     @property
@@ -173,6 +176,7 @@ class TrainingSettings(Frozen):
         precision: Of forward and backward; weights are kept in float32 (float64 for ``64-true``).
         deterministic: Refuse operations that cannot be repeated to the bit.
         evaluate_every: Epochs from one evaluation to the next.
+        options: What the task asks for beside the rest.
         execution: Not part of the run's identity.
     """
 
@@ -184,7 +188,13 @@ class TrainingSettings(Frozen):
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
     deterministic: bool = False
     evaluate_every: Count = 1
+    options: TaskOptions = ClassificationOptions()
     execution: Execution = Execution()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _options_of_the_task(cls, values: Any) -> Any:
+        return of_the_task(values)
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> TrainingSettings:
@@ -208,7 +218,8 @@ def checked_training(values: dict[str, Any], where: str = "settings") -> Trainin
     """Return the settings that nested values mean.
 
     Args:
-        values: As a recipe or a command line has them.
+        values: As a recipe or a command line has them; ``options`` need not name their ``kind``,
+            which is the task.
         where: What the message begins with: a file, say.
 
     Raises:
@@ -234,18 +245,20 @@ def checked_training(values: dict[str, Any], where: str = "settings") -> Trainin
 
 
 _SCHEDULES = get_args(get_args(Schedule)[0])
-_KINDS = {kind.model_fields["kind"].default for kind in _SCHEDULES}
-"""Words that pydantic puts into the place of an error within a schedule."""
+_UNIONS = {"schedule": _SCHEDULES, "options": get_args(get_args(TaskOptions)[0])}
+_KINDS = {kind.model_fields["kind"].default for union in _UNIONS.values() for kind in union}
+"""Words that pydantic puts into the place of an error within a schedule or options."""
 
 
 def _keys(place: list[str], values: dict[str, Any]) -> list[str]:
     """Return the keys that settings have at a place."""
     model: Any = TrainingSettings
+    values = of_the_task(values)
     for part in place:
         values = values.get(part, {})
         annotation = model.model_fields[part].annotation
-        if part == "schedule":
-            kinds = {kind.model_fields["kind"].default: kind for kind in _SCHEDULES}
+        if part in _UNIONS:
+            kinds = {kind.model_fields["kind"].default: kind for kind in _UNIONS[part]}
             annotation = kinds[values["kind"]]
         model = annotation
     return list(model.model_fields)
