@@ -26,6 +26,7 @@ from filterwise.errors import (
 )
 from filterwise.export import Comparison, ExportReport, export
 from filterwise.fold import fold, fold_report
+from filterwise.headroom import HeadRoom, HeadRoomReport, headroom_report, rescale_
 from filterwise.identify import identify
 from filterwise.initialize import initialize_
 from filterwise.methods.centered_weight_normalization import CenteredWeightNormalization
@@ -60,6 +61,8 @@ __all__ = [
     "FoldError",
     "FoldReport",
     "FoldRow",
+    "HeadRoom",
+    "HeadRoomReport",
     "MethodInfo",
     "NormalizationWarning",
     "ParametricWeightStandardization",
@@ -82,11 +85,13 @@ __all__ = [
     "fold",
     "fold_report",
     "functional",
+    "headroom_report",
     "identify",
     "initialize_",
     "keep_weights",
     "methods",
     "param_groups",
     "plan",
+    "rescale_",
     "unconvert_",
 ]

@@ -23,6 +23,7 @@ from filterwise.findings import (
 )
 from filterwise.graph import trace
 from filterwise.graph.untouched import random_states
+from filterwise.headroom import headroom_findings
 from filterwise.host import converted, gain_of, is_converted, state_of
 from filterwise.merge import is_batch_norm, is_frozen
 from filterwise.methods.parametric_weight_standardization import ParametricWeightStandardization
@@ -39,7 +40,6 @@ SMALL_BATCH = 4
 FREE_RATE = 0.3  # learning rate at which norm-free plain nets were seen to fail
 STEEPEST = 3.5  # times lr: the published runs put the largest stable value between 0.35 and 3.5
 GROWTH = (10.0, 1000.0)  # of the second moment over all branches: a warning, an error
-HEAD_ROOM = 8.0  # times a He filter's norm
 CENTRED_SHARE = 1 - 1 / math.pi  # of E y^2 that a centred filter sees of a ReLU's output
 
 
@@ -99,7 +99,7 @@ def check(
         findings += foreign_findings(model)
         if layers:
             findings += _flow_findings(model, layers, arguments)
-            findings += _head_room(layers)
+        findings += headroom_findings(model, arguments)
         findings += _small_batch(model, batch_size)
         findings += _large_steps(model, layers, lr)
         if arguments is not None:
@@ -241,31 +241,6 @@ def _factor(module: nn.Module) -> float:
         return CENTRED_SHARE
     share = CENTRED_SHARE if state_of(module).method.centred else 1.0
     return float(matrix.square().sum(1).mean()) / 2 * share
-
-
-def _head_room(layers: dict[str, nn.Module]) -> Iterator[Finding]:
-    """Find float16 layers whose effective filters are much longer than a He layer's."""
-    worst, where, count = HEAD_ROOM, "", 0
-    for name, module in layers.items():
-        state = state_of(module)
-        if getattr(module, state.parameter).dtype != torch.float16:
-            continue
-        matrix = effective_matrix(module)
-        if matrix is None:
-            continue
-        times = float(matrix.norm(dim=1).nan_to_num(0).max()) / math.sqrt(2)
-        count += times > HEAD_ROOM
-        if times > worst:
-            worst, where = times, name
-    if where:
-        yield Finding(
-            "note",
-            where,
-            f"float16, and the effective filters are {worst:.0f} times as long as a He layer's"
-            f" ({count} such layers)",
-            "before the norm that follows, outputs come that much nearer to float16's end at 65504",
-            "ws(scale=fan_in) has the same direction at unit length, or use bfloat16",
-        )
 
 
 def _small_batch(model: nn.Module, batch_size: int | None) -> Iterator[Finding]:

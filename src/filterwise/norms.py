@@ -22,7 +22,7 @@ from torch.nn.parameter import is_lazy
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["channels", "is_norm", "normalize", "normalizes", "replacement"]
+__all__ = ["STATISTICS", "channels", "is_norm", "normalize", "normalizes", "replacement"]
 
 GROUPS = 32
 BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}

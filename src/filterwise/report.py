@@ -46,7 +46,7 @@ class Row:
     difference: float | None = None
 
 
-class _Records(Sequence[_RowT]):
+class Records(Sequence[_RowT]):
     """Rows in registration order, and sentences on the whole model."""
 
     rows: Sequence[_RowT]
@@ -81,7 +81,7 @@ class _Records(Sequence[_RowT]):
 
 
 @dataclass(frozen=True)
-class Report(_Records[Row]):
+class Report(Records[Row]):
     """Rows in registration order, and sentences on the whole; prints as a table.
 
     Attributes:
@@ -207,7 +207,7 @@ class FoldRow:
 
 
 @dataclass(frozen=True)
-class FoldReport(_Records[FoldRow]):
+class FoldReport(Records[FoldRow]):
     """What was folded and how far the result is from the original; prints as a table.
 
     Attributes:

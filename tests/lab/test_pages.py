@@ -10,7 +10,8 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from filterwise.lab.figures import DARK, INK, LIGHT, draw, inline
+from filterwise.lab.figures import draw
+from filterwise.lab.look.drawing import DARK, INK, LIGHT, inline
 from filterwise.lab.pages import page
 from filterwise.lab.reading import read
 from filterwise.lab.summary import Cell

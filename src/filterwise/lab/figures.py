@@ -2,81 +2,19 @@
 
 from __future__ import annotations
 
-import io
-import re
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
+
+from filterwise.lab.look.drawing import band, drawn, whiskers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from filterwise.lab.look.drawing import Figure
     from filterwise.lab.summary import Row, Summary, Table
 
-__all__ = ["DARK", "LIGHT", "Figure", "draw", "inline"]
+__all__ = ["draw"]
 
-LIGHT = (
-    "#5f5f5f",
-    "#0b5fa5",
-    "#a85400",
-    "#00785a",
-    "#ac2f78",
-    "#5b45b0",
-    "#7d6300",
-    "#a23426",
-)
-"""Colours of the recipes on white, in their order; each has 4.5:1 or more."""
-
-DARK = (
-    "#b4b4b4",
-    "#6cb6ff",
-    "#f0a35a",
-    "#4fd1a5",
-    "#f58bc4",
-    "#b8a5ff",
-    "#e0c34f",
-    "#ff9b87",
-)
-"""The same recipes on a dark page."""
-
-INK, GRID = "#1b1b1c", "#d4d4d6"
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-LINES = ("-", "--", "-.", ":", "-", "--", "-.", ":")
 TICKS = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
-WIDTH, HEIGHT, LEGEND = 9.0, 3.1, 0.6
-STYLE: dict[str, Any] = {
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "axes.titlecolor": INK,
-    "axes.titlelocation": "left",
-    "axes.titlesize": 10,
-    "font.family": ["DejaVu Sans", "sans-serif"],
-    "font.size": 10,
-    "grid.color": GRID,
-    "legend.frameon": False,
-    "svg.fonttype": "none",
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
-}
-
-
-class Figure(NamedTuple):
-    """A drawn figure.
-
-    Attributes:
-        name: Stem of its files.
-        title: Heading.
-        caption: What is seen, in one or two sentences.
-        svg: The whole SVG file.
-        png: The same as PNG, 150 dots an inch.
-    """
-
-    name: str
-    title: str
-    caption: str
-    svg: bytes
-    png: bytes
 
 
 def draw(summary: Summary) -> list[Figure]:
@@ -84,17 +22,20 @@ def draw(summary: Summary) -> list[Figure]:
     seeds = summary.tables[0].rows[0].seeds
     bands = f"Median and quartiles over {seeds} seed{'s' if seeds > 1 else ''}"
     groups = _by_micro_batch(summary.tables)
+    names = [row.recipe for row in summary.tables[0].rows]
+    least = _least(summary)
     return [
-        _figure(
+        drawn(
             "error_by_micro_batch",
             "Test error by micro-batch",
             f"{bands}, after the last epoch; logarithmic scales, 0 drawn at 0.05 %. Every optimizer"
             " step has the same pictures in all, cut into micro-batches.",
             [(title, lambda axes, tables=tables: _micro(axes, tables)) for title, tables in groups],
-            summary.tables[0].rows,
-            _least(summary),
+            names,
+            label="test error",
+            finish=lambda grid: _same_errors(grid, least),
         ),
-        _figure(
+        drawn(
             "error_by_epoch",
             "Test error by epoch",
             f"{bands}, over the seeds that finished the epoch; logarithmic error scale, 0 drawn at"
@@ -103,8 +44,9 @@ def draw(summary: Summary) -> list[Figure]:
                 (_short(table), lambda axes, table=table: _epochs(axes, table))
                 for table in summary.tables
             ],
-            summary.tables[0].rows,
-            _least(summary),
+            names,
+            label="test error",
+            finish=lambda grid: _same_errors(grid, least),
         ),
     ]
 
@@ -151,10 +93,11 @@ def _micro(axes: Any, tables: Sequence[Table]) -> None:
             continue
         at = [size for size, _ in points]
         if len(sizes) > 1:
-            _band(axes, place, at, *_quartiles([row for _, row in points]))
+            band(axes, place, at, *_quartiles([row for _, row in points]))
         else:
             # One micro-batch leaves no line: the recipes stand side by side instead.
-            _bar(axes, place, points[0][1])
+            median, lower, upper = _heights([getattr(points[0][1], name) for name in _COLUMNS])
+            whiskers(axes, place, place, median, lower, upper)
     if len(sizes) > 1:
         axes.set_xscale("log", base=2)
         axes.set_xticks(sizes, [str(size) for size in sizes])
@@ -172,8 +115,8 @@ def _epochs(axes: Any, table: Table) -> None:
         if row.curve:
             at = [point.epoch for point in row.curve]
             epochs.update(at)
-            columns = ([getattr(point, name) for point in row.curve] for name in _COLUMNS)
-            _band(axes, place, at, *columns)
+            columns = (_heights([getattr(point, name) for point in row.curve]) for name in _COLUMNS)
+            band(axes, place, at, *columns)
     lost = [f"{row.recipe} {row.diverged} of {row.seeds}" for row in table.rows if row.diverged]
     if lost:
         words = f"diverged: {', '.join(lost)}"
@@ -190,48 +133,12 @@ _COLUMNS = ("median", "lower", "upper")
 
 
 def _quartiles(rows: Sequence[Row]) -> list[list[float]]:
-    return [[getattr(row, name) for row in rows] for name in _COLUMNS]
-
-
-def _style(place: int) -> dict[str, Any]:
-    return {
-        "color": LIGHT[place % len(LIGHT)],
-        "marker": MARKERS[place % len(MARKERS)],
-        "linestyle": LINES[place % len(LINES)],
-        "markersize": 5,
-    }
-
-
-def _band(
-    axes: Any,
-    place: int,
-    at: list[int],
-    median: list[float],
-    lower: list[float],
-    upper: list[float],
-) -> None:
-    style = _style(place)
-    axes.plot(at, _heights(median), **style)
-    axes.fill_between(
-        at,
-        _heights(lower),
-        _heights(upper),
-        color=style["color"],
-        alpha=0.18,
-        linewidth=0,
-    )
+    return [_heights([getattr(row, name) for row in rows]) for name in _COLUMNS]
 
 
 def _heights(errors: Sequence[float]) -> list[float]:
     """Return percentages; a logarithm has no place for 0, which goes to the lowest tick."""
     return [max(100 * error, TICKS[0]) for error in errors]
-
-
-def _bar(axes: Any, place: int, row: Row) -> None:
-    median, lower, upper = _heights([getattr(row, name) for name in _COLUMNS])
-    axes.errorbar(
-        [place], [median], [[median - lower], [upper - median]], capsize=4, **_style(place)
-    )
 
 
 def _error_axis(axes: Any) -> None:
@@ -247,61 +154,3 @@ def _same_errors(grid: Sequence[Any], least: float) -> None:
     for axes in grid:
         axes.set_ylim(bottom, 160)
         axes.set_yticks(*zip(*((t, f"{t:g} %") for t in TICKS if t >= bottom), strict=True))
-
-
-def _figure(
-    name: str,
-    title: str,
-    caption: str,
-    parts: Sequence[tuple[str, Any]],
-    rows: Sequence[Row],
-    least: float,
-) -> Figure:
-    import matplotlib
-    from matplotlib.figure import Figure as Canvas
-    from matplotlib.lines import Line2D
-
-    columns = min(2, len(parts))
-    lines = -(-len(parts) // columns)
-    style: Any = {**STYLE, "svg.hashsalt": name}
-    with matplotlib.rc_context(style):
-        canvas = Canvas(figsize=(WIDTH, LEGEND + HEIGHT * lines), layout="constrained")
-        grid = canvas.subplots(lines, columns, squeeze=False)
-        for axes, (heading, fill) in zip(grid.flat, parts, strict=False):
-            fill(axes)
-            axes.set_title(heading)
-        _same_errors(list(grid.flat), least)
-        for axes in grid.flat[len(parts) :]:
-            axes.remove()
-        for line in grid:
-            line[0].set_ylabel("test error")
-        handles = [Line2D([], [], label=row.recipe, **_style(at)) for at, row in enumerate(rows)]
-        canvas.legend(handles=handles, loc="outside lower center", ncols=min(6, len(rows)))
-        svg, png = io.BytesIO(), io.BytesIO()
-        # Without a date, so that the same results give the same file.
-        canvas.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
-        canvas.savefig(png, format="png", dpi=150, facecolor="white")
-    return Figure(name, title, caption, svg.getvalue(), png.getvalue())
-
-
-def inline(figure: Figure) -> str:
-    """Return a figure's SVG for use inside a page, whose colours it takes over.
-
-    Colours become the custom properties ``--series-1``, ... and ``--grid`` and the page's text
-    colour; names get the figure's as prefix, so that several figures can stand in one page; nothing
-    in it points outside the page.
-    """
-    text = figure.svg.decode()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
-    text = re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"', r"<svg \1", text)
-    text = re.sub(r'<svg height="[^"]*"', "<svg", text)
-    text = re.sub(r'\bid="', f'id="{figure.name}-', text)
-    text = re.sub(r'(href="|url\()#', rf"\1#{figure.name}-", text)
-    for number, colour in enumerate(LIGHT, start=1):
-        text = text.replace(colour, f"var(--series-{number})")
-    text = text.replace(INK, "currentColor").replace(GRID, "var(--grid)")
-    return text.replace(
-        "<svg", f'<svg role="img" aria-labelledby="{figure.name}-title {figure.name}-caption"', 1
-    )

@@ -5,15 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from filterwise.lab.figures import DARK, LIGHT, inline
+from filterwise.lab.look.pages import placed, render
 from filterwise.lab.reading import percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from filterwise.lab.figures import Figure
+    from filterwise.lab.look.drawing import Figure
     from filterwise.lab.reading import Sentence
     from filterwise.lab.summary import Summary
 
@@ -35,21 +33,13 @@ def page(
         facts: ``command``, ``folder``, ``finished``, ``data``, ``settings``, ``versions``,
             ``hardware``, ``runs`` and ``notes``, as `filterwise.lab.compare` gathers them.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["percent"] = percent
-    return environment.get_template("page.html").render(
+    return render(
+        Path(__file__).with_name("page.html"),
+        {"percent": percent},
         tables=summary.tables,
         chance=summary.chance,
         pictures=summary.pictures,
         sentences=sentences,
-        figures=[(figure, inline(figure)) for figure in figures],
-        light=LIGHT,
-        dark=DARK,
+        figures=placed(figures),
         facts=facts,
     )

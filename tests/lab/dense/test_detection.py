@@ -14,7 +14,7 @@ from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork
 
 from filterwise.host import Hosted
-from filterwise.lab.architectures.rcnn import PLAIN
+from filterwise.lab.dense.rcnn import PLAIN
 from filterwise.lab.errors import UsageError
 from filterwise.lab.tasks.detection import Detection
 from filterwise.lab.training.place import make_fabric

@@ -12,11 +12,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 import filterwise as fw
-from filterwise.lab.architectures.backbones import BACKBONES
-from filterwise.lab.architectures.rcnn import PARTS, PLAIN, region_detector
 from filterwise.lab.data.detection import find_folder, load_scenes
 from filterwise.lab.data.samples import StreamedSamples
 from filterwise.lab.data.scenes import tensors_of
+from filterwise.lab.dense.backbones import BACKBONES
+from filterwise.lab.dense.rcnn import PARTS, PLAIN, region_detector
 from filterwise.lab.errors import UsageError
 from filterwise.lab.metrics.boxes import CocoScores
 from filterwise.lab.training.options import DetectionOptions

@@ -71,7 +71,7 @@ def of_the_task(values: Any) -> Any:
         return values
     task = values.get("task", "classification")
     known = task in {kind.model_fields["kind"].default for kind in KINDS}
-    return {**values, "options": {"kind": task if known else "classification", **options}}
+    return {**values, "options": {**options, "kind": task if known else "classification"}}
 
 
 KINDS: tuple[type[Frozen], ...] = (ClassificationOptions, DetectionOptions)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from difflib import get_close_matches
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from filterwise.lab.errors import UsageError
+from filterwise.lab.checking import checked_values
 from filterwise.lab.settings import Frozen
 from filterwise.lab.training.options import ClassificationOptions, TaskOptions, of_the_task
 from filterwise.lab.training.schedules import Constant, Schedule
@@ -225,40 +224,4 @@ def checked_training(values: dict[str, Any], where: str = "settings") -> Trainin
     Raises:
         UsageError: If a key is unknown (naming the nearest) or a value is out of range.
     """
-    try:
-        return TrainingSettings.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = [str(part) for part in first["loc"] if part not in _KINDS]
-        name = ".".join(place)
-        words = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            known = _keys(place[:-1], values)
-            nearest = get_close_matches(place[-1], known, n=1)
-            hint = f"Nearest: {nearest[0]}." if nearest else f"Keys here: {', '.join(known)}."
-            raise UsageError(f"{where}: there is no key {name}. {hint}") from None
-        if first["type"] == "missing":
-            raise UsageError(f"{where}: {name} is missing.") from None
-        words = words[0].lower() + words[1:]
-        given = "" if isinstance(first["input"], dict | BaseModel) else f"{first['input']!r}: "
-        raise UsageError(f"{where}: {name + ': ' if name else ''}{given}{words}.") from None
-
-
-_SCHEDULES = get_args(get_args(Schedule)[0])
-_UNIONS = {"schedule": _SCHEDULES, "options": get_args(get_args(TaskOptions)[0])}
-_KINDS = {kind.model_fields["kind"].default for union in _UNIONS.values() for kind in union}
-"""Words that pydantic puts into the place of an error within a schedule or options."""
-
-
-def _keys(place: list[str], values: dict[str, Any]) -> list[str]:
-    """Return the keys that settings have at a place."""
-    model: Any = TrainingSettings
-    values = of_the_task(values)
-    for part in place:
-        values = values.get(part, {})
-        annotation = model.model_fields[part].annotation
-        if part in _UNIONS:
-            kinds = {kind.model_fields["kind"].default: kind for kind in _UNIONS[part]}
-            annotation = kinds[values["kind"]]
-        model = annotation
-    return list(model.model_fields)
+    return checked_values(TrainingSettings, values, lambda _place: where)

@@ -22,8 +22,8 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FeaturePyramidNetwork, FrozenBatchNorm2d, MultiScaleRoIAlign
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
-from filterwise.lab.architectures.backbones import residual_network
-from filterwise.lab.architectures.draws import PictureSampler, PictureTransform
+from filterwise.lab.dense.backbones import residual_network
+from filterwise.lab.dense.draws import PictureSampler, PictureTransform
 
 if TYPE_CHECKING:
     from filterwise.lab.training.options import DetectionOptions
@@ -44,7 +44,7 @@ def region_detector(
     """Build a detector with random weights.
 
     Args:
-        backbone: A name of `filterwise.lab.architectures.backbones.BACKBONES`.
+        backbone: A name of `filterwise.lab.dense.backbones.BACKBONES`.
         masks: Whether it is a Mask R-CNN.
         classes: With the background.
         size: Shorter side in pixels.

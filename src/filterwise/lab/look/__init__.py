@@ -1,0 +1,1 @@
+"""One look for everything that the lab shows: figures and pages."""
