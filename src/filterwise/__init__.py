@@ -9,7 +9,7 @@ Example:
 
 from __future__ import annotations
 
-from filterwise import functional
+from filterwise import diagnose, functional
 from filterwise.adopt import adopt_
 from filterwise.check import Finding, check
 from filterwise.convert import convert_, describe, plan, unconvert_
@@ -81,6 +81,7 @@ __all__ = [
     "convert_",
     "defer",
     "describe",
+    "diagnose",
     "export",
     "fold",
     "fold_report",
