@@ -87,3 +87,36 @@ def write_coco(folder: Path, train: int = 3, **changes: Any) -> Path:
         (folder / "annotations").mkdir(exist_ok=True)
         (folder / "annotations" / f"instances_{part}.json").write_text(json.dumps(content))
     return folder
+
+
+def write_voc(folder: Path, lists: dict[str, int] | None = None) -> Path:
+    """Write a VOCdevkit of pictures of 56x40 with a dog, a difficult cat, and their map.
+
+    The dog fills the columns 4 to 23 and the rows 6 to 29; of the map a column behind it is void.
+    """
+    year = folder / "VOCdevkit" / "VOC2012"
+    for name in ("Annotations", "SegmentationClass", "ImageSets/Main", "ImageSets/Segmentation"):
+        (year / name).mkdir(parents=True)
+    for part, count in (lists or {"train": 3, "val": 2}).items():
+        names = [f"{part}{number}" for number in range(count)]
+        for kind in ("Main", "Segmentation"):
+            (year / "ImageSets" / kind / f"{part}.txt").write_text("\n".join(names) + "\n")
+        for number, name in enumerate(names):
+            picture(year / "JPEGImages" / f"{name}.jpg", 56, 40, seed=number)
+            things = [("dog", (5, 7, 24, 30), 0), ("cat", (30, 1, 40, 20), 1)]
+            (year / "Annotations" / f"{name}.xml").write_text(voc_entry(56, 40, things))
+            values = numpy.zeros((40, 56), dtype=numpy.uint8)
+            values[6:30, 4:24], values[6:30, 24] = 12, 255
+            Image.fromarray(values).save(year / "SegmentationClass" / f"{name}.png")
+    return folder
+
+
+def voc_entry(width: int, height: int, things: list[tuple[str, Any, int]]) -> str:
+    """Return an annotation in VOC's XML."""
+    objects = "".join(
+        f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox><xmin>{box[0]}"
+        f"</xmin><ymin>{box[1]}</ymin><xmax>{box[2]}</xmax><ymax>{box[3]}</ymax></bndbox></object>"
+        for name, box, difficult in things
+    )
+    size = f"<size><width>{width}</width><height>{height}</height></size>"
+    return f"<annotation>{size}{objects}</annotation>"

@@ -13,6 +13,8 @@
     samples         steps of samples that differ in size, read as they are needed
     detection       pictures with objects in them, by layout
     coco            COCO JSON
+    voc             Pascal VOC's XML and lists
+    maps            pictures with a map of classes
     scenes          a picture, its boxes, classes and masks
     faults          entries that cannot be learned from
     order           whose turn it is: order of an epoch, shares of processes, subsets

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from filterwise.lab.data.coco import coco_parts, read_coco
 from filterwise.lab.data.faults import settle
+from filterwise.lab.data.voc import class_names, no_layout, read_voc, voc_parts
 from filterwise.lab.errors import UsageError
 
 if TYPE_CHECKING:
@@ -53,10 +54,11 @@ def find_folder(name: str, root: str) -> Path:
 def load_scenes(
     folder: Path, train: Sequence[str], test: Sequence[str], *, skip_bad: bool
 ) -> DetectionData:
-    """Read a folder with COCO JSON.
+    """Read a folder with COCO JSON, or a VOCdevkit.
 
     Args:
-        folder: With ``annotations/instances_NAME.json`` and the pictures in ``NAME``.
+        folder: With ``annotations/instances_NAME.json`` and the pictures in ``NAME``, or with
+            ``VOC2007`` and the like, whose parts are then named ``VOC2007/trainval``.
         train: Parts to train on; none: the one whose name begins with ``train``.
         test: Parts to test on; none: the one that begins with ``val`` or ``test``.
         skip_bad: Leave out what is faulty, and count it.
@@ -66,17 +68,18 @@ def load_scenes(
         LabError: If a file cannot be read.
     """
     parts = coco_parts(folder)
-    if not parts:
-        raise UsageError(
-            f"--data: {folder} has neither annotations/instances_NAME.json (COCO) nor a VOCdevkit."
-        )
+    lists = voc_parts(folder, "Main")
+    if not parts and not lists:
+        raise no_layout(folder, "annotations/instances_NAME.json (COCO)")
 
     def read(name: str) -> tuple[Scenes, list[Fault]]:
-        return read_coco(parts[name], folder / name)
+        if parts:
+            return read_coco(parts[name], folder / name)
+        return read_voc(lists[name], class_names(folder))
 
     named = {
-        "train": pick(train, parts, ("train",), folder),
-        "test": pick(test, parts, ("val", "test"), folder),
+        "train": pick(train, parts or lists, ("train",), folder),
+        "test": pick(test, parts or lists, ("val", "test"), folder),
     }
     return gather(read, named, folder, skip_bad)
 

@@ -26,13 +26,14 @@ class _Form(NamedTuple):
 
 BACKBONES = {
     "resnet10": _Form(BasicBlock, (1, 1, 1, 1)),
+    "resnet14": _Form(Bottleneck, (1, 1, 1, 1)),
     "resnet18": _Form(BasicBlock, (2, 2, 2, 2)),
     "resnet50": _Form(Bottleneck, (3, 4, 6, 3)),
     "resnet101": _Form(Bottleneck, (3, 4, 23, 3)),
     "resnext50_32x4d": _Form(Bottleneck, (3, 4, 6, 3), 32, 4),
     "resnext101_32x4d": _Form(Bottleneck, (3, 4, 23, 3), 32, 4),
 }
-"""Torchvision's residual network in these depths and widths; the smallest is for two cores."""
+"""Torchvision's residual network in these depths and widths; the smallest are for two cores."""
 
 
 def residual_network(

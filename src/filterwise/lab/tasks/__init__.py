@@ -19,6 +19,7 @@ __all__ = ["TASKS", "make_task"]
 TASKS = {
     "classification": "filterwise.lab.tasks.classification:Classification",
     "detection": "filterwise.lab.tasks.detection:Detection",
+    "segmentation": "filterwise.lab.tasks.segmentation:Segmentation",
 }
 """Every task by its name: the class that makes it, from settings and a Fabric."""
 
