@@ -14,6 +14,8 @@
     detection       pictures with objects in them, by layout
     coco            COCO JSON
     voc             Pascal VOC's XML and lists
+    clips           folders of frames, with lists
+    clouds          clouds of points and meshes, with lists
     maps            pictures with a map of classes
     scenes          a picture, its boxes, classes and masks
     faults          entries that cannot be learned from
