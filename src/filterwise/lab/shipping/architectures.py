@@ -38,6 +38,7 @@ class Architecture:
         small: Makes one of the same blocks, with a block a stage and few channels.
         size: Side of the pictures that it takes.
         small_size: Side for the small one.
+        exclude: What the recipe leaves alone.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Architecture:
     small: Callable[[], nn.Module]
     size: int = 224
     small_size: int = 64
+    exclude: tuple[str, ...] = ()
 
 
 def _timm(name: str) -> Callable[[], nn.Module]:
@@ -104,10 +106,10 @@ def _deeplab() -> nn.Module:
 
 def _small_deeplab() -> nn.Module:
     resnet = torchvision.models.ResNet(
-        Bottleneck, [1, 1, 1, 1], replace_stride_with_dilation=[False, True, True]
+        Bottleneck, [1, 1, 1, 1], replace_stride_with_dilation=[False, True, False]
     )
-    trunk = torchvision.models._utils.IntermediateLayerGetter(resnet, {"layer4": "out"})
-    return DeepLabV3(trunk, DeepLabHead(2048, CLASSES))
+    trunk = torchvision.models._utils.IntermediateLayerGetter(resnet, {"layer3": "out"})
+    return DeepLabV3(trunk, DeepLabHead(1024, CLASSES))
 
 
 def _detector_backbone() -> nn.Module:
@@ -138,13 +140,14 @@ ARCHITECTURES = {
             partial(torchvision.models.resnext50_32x4d, num_classes=CLASSES),
             partial(_small_resnet, groups=32, width_per_group=4),
         ),
-        Architecture("deeplabv3_resnet50", "gn+ws", _deeplab, _small_deeplab),
+        Architecture("deeplabv3_resnet50", "bn+ws", _deeplab, _small_deeplab),
         Architecture(
             "fasterrcnn_resnet50_fpn backbone",
             "gn+ws",
             _detector_backbone,
             _small_detector_backbone,
             320,
+            exclude=("*fpn.*",),  # nothing normalizes there
         ),
         Architecture(
             "resnet18 with EquiNorm",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 import filterwise as fw
 from filterwise.verify import floating_tensors, relative_difference
@@ -24,6 +25,7 @@ __all__ = ["LIMIT", "Shipped", "ship"]
 LIMIT = 1e-5
 SETTLING = 2  # batches in training mode, for running statistics
 SAMPLES = 2
+BRANCH = 0.3
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def ship(
             raise ValueError(f"{one.name}: adopt_ changed the keys of its checkpoint")
     else:
         with warnings.catch_warnings(action="ignore", category=fw.FilterwiseWarning):
-            fw.convert_(model, one.recipe)
+            fw.convert_(model, one.recipe, exclude=list(one.exclude) or None)
     if not fw.describe(model):
         raise ValueError(f"{one.name}: no layer is filterwise's")
     with torch.no_grad():
@@ -131,13 +133,20 @@ def ship(
 
 
 def _move(model: nn.Module) -> None:
-    """Move gains, biases, norm parameters and branch scalars off their start."""
+    """Move gains, biases, norm parameters and branch scalars off their start.
+
+    Branches get a share of the trunk, as training leaves them: at full size a deep network of
+    random weights makes a hundredfold of every rounding.
+    """
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.numel() == 1:
-                parameter.fill_(0.3)
+                parameter.fill_(BRANCH)
             elif parameter.numel() == max(parameter.shape):
                 parameter.add_(0.1 * torch.randn_like(parameter))
+        for module in model.modules():
+            if isinstance(module, BasicBlock | Bottleneck):
+                getattr(module, "bn3", module.bn2).weight.mul_(BRANCH)
 
 
 def _run(model: nn.Module, x: Tensor) -> Any:
