@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import formulas
 import method_pages
+import signal_table
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -19,6 +20,7 @@ def write_all(folder: Path) -> None:
     } | {
         "generated/methods-table.md": method_pages.table(),
         "generated/standardization-table.md": formulas.standardization_table(),
+        "generated/signals-table.md": signal_table.signals_table(),
         "generated/scaled-table.md": formulas.scaled_table(),
     }
     for name, text in files.items():

@@ -9,7 +9,7 @@ Example:
 
 from __future__ import annotations
 
-from filterwise import functional
+from filterwise import diagnose, functional
 from filterwise.adopt import adopt_
 from filterwise.check import Finding, check
 from filterwise.convert import convert_, describe, plan, unconvert_
@@ -23,6 +23,7 @@ from filterwise.errors import (
     FoldError,
     NormalizationWarning,
     RecipeError,
+    TrainingWarning,
 )
 from filterwise.export import Comparison, ExportReport, export
 from filterwise.fold import fold, fold_report
@@ -40,6 +41,7 @@ from filterwise.methods.weight_align import WeightAlign
 from filterwise.methods.weight_centering import WeightCentering
 from filterwise.methods.weight_normalization import WeightNormalization
 from filterwise.methods.weight_standardization import WeightStandardization
+from filterwise.monitoring import Monitor, monitor
 from filterwise.optim import clip_grad_adaptive_, param_groups
 from filterwise.recipe import Recipe
 from filterwise.report import FoldReport, FoldRow, Report, Row
@@ -64,6 +66,7 @@ __all__ = [
     "HeadRoom",
     "HeadRoomReport",
     "MethodInfo",
+    "Monitor",
     "NormalizationWarning",
     "ParametricWeightStandardization",
     "Recipe",
@@ -71,6 +74,7 @@ __all__ = [
     "Report",
     "Row",
     "ScaledWeightStandardization",
+    "TrainingWarning",
     "WeightAlign",
     "WeightCentering",
     "WeightNormalization",
@@ -81,6 +85,7 @@ __all__ = [
     "convert_",
     "defer",
     "describe",
+    "diagnose",
     "export",
     "fold",
     "fold_report",
@@ -90,6 +95,7 @@ __all__ = [
     "initialize_",
     "keep_weights",
     "methods",
+    "monitor",
     "param_groups",
     "plan",
     "rescale_",

@@ -14,6 +14,7 @@ NEEDED = {
     "matplotlib": "matplotlib",
     "numpy": "numpy",
     "PIL": "pillow",
+    "psutil": "psutil",
     "pydantic": "pydantic",
     "rich": "rich",
     "sklearn": "scikit-learn",
@@ -22,6 +23,7 @@ NEEDED = {
     "torchmetrics": "torchmetrics",
     "torchvision": "torchvision",
     "typer": "typer",
+    "yaml": "pyyaml",
 }
 """Modules of the extra ``lab``, and the packages they come in."""
 

@@ -13,6 +13,7 @@
         FilterwiseWarning
             CheckpointWarning     a checkpoint of another method, or of unknown options
             NormalizationWarning  nothing normalizes a layer's output, under a method that needs it
+            TrainingWarning       something goes wrong in a training that is watched
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ __all__ = [
     "FoldError",
     "NormalizationWarning",
     "RecipeError",
+    "TrainingWarning",
 ]
 
 
@@ -59,3 +61,7 @@ class CheckpointWarning(FilterwiseWarning):
 
 class NormalizationWarning(FilterwiseWarning):
     """Nothing normalizes the output of a layer whose method needs it."""
+
+
+class TrainingWarning(FilterwiseWarning):
+    """Something goes wrong in a training that `filterwise.monitor` watches."""

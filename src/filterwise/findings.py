@@ -32,6 +32,7 @@ __all__ = [
     "in_words",
     "nonfinite",
     "raw_matrix",
+    "share_left",
     "weight_findings",
 ]
 
@@ -224,7 +225,7 @@ def _damped(name: str, word: str, family: Family, rows: Tensor) -> Iterator[Find
     )
     if family.moment == "raw" and family.ddof:
         moment = moment * fan_in / (fan_in - 1)
-    left = float(_left(family, moment).median())
+    left = float(share_left(family, moment).median())
     if left >= LEAST_LEFT:
         return
     unit = "standard deviation" if family.scale == "outside" else "variance"
@@ -243,7 +244,7 @@ def _damped(name: str, word: str, family: Family, rows: Tensor) -> Iterator[Find
     )
 
 
-def _left(family: Family, moment: Tensor) -> Tensor:
+def share_left(family: Family, moment: Tensor) -> Tensor:
     """Return the share of the nominal variance that eps leaves, per filter."""
     if family.scale == "root":
         return moment / (moment + family.eps)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from filterwise.filters import FilterLayout
 
-__all__ = ["clip_grad_adaptive_", "param_groups"]
+__all__ = ["clip_grad_adaptive_", "param_groups", "unwrapped"]
 
 
 def param_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -112,7 +112,7 @@ def clip_grad_adaptive_(model: nn.Module, clipping: float = 0.01, eps: float = 1
     for name, value in (("clipping", clipping), ("eps", eps)):
         if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be a number > 0, got {value!r}")
-    model = _unwrapped(model)
+    model = unwrapped(model)
     seen = {id(p) for module in _classifiers(model) for p in module.parameters(recurse=False)}
     layouts: list[tuple[Tensor, FilterLayout | None]] = []
     for prefix, module in model.named_modules():
@@ -132,7 +132,8 @@ def clip_grad_adaptive_(model: nn.Module, clipping: float = 0.01, eps: float = 1
             _clip(parameter, layout, clipping, eps)
 
 
-def _unwrapped(model: nn.Module) -> nn.Module:
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the model that DDP, DataParallel or `torch.compile` wraps, or the model itself."""
     while True:
         if isinstance(model, DistributedDataParallel | DataParallel):
             model = model.module

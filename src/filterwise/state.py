@@ -12,7 +12,7 @@ from filterwise.keeping import Computation, Keeper, can_keep, compute
 from filterwise.methods.equinorm import EquilibriumNormalization
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from torch import Tensor, nn
 
@@ -76,6 +76,7 @@ class HostState:
         sharded: Whether the raw weight was ever a shard of FSDP, which cannot be kept.
         keeps: Whether effective weights are kept in evaluation.
         keeper: What the layer keeps, once it does; never copied with the layer.
+        watcher: Is shown every effective weight that a forward computes with; never copied either.
         preserve: Whether it was converted with ``preserve=True``: where its method has no gain or
             no offset, buffers serve, so that the effective weight could start as the raw one.
         gain: Name in the layer of the gain, a parameter or buffer; None if it has none. By default
@@ -101,6 +102,7 @@ class HostState:
     sharded: bool = False
     keeps: bool = True
     keeper: Keeper | None = None
+    watcher: Callable[[Tensor], None] | None = None
     preserve: bool = False
     gain: str | None = None
     offset: str | None = None
@@ -124,7 +126,7 @@ class HostState:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out of copies and pickles what is kept."""
-        return {**self.__dict__, "keeper": None}
+        return {**self.__dict__, "keeper": None, "watcher": None}
 
     def forget(self, *, buffers: bool = True) -> None:
         """Drop kept weights; what was gathered on them stays (`Keeper.forget`)."""
@@ -203,7 +205,11 @@ def homes_of(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
 
 
 def effective_weight(
-    module: nn.Module, input: Tensor | None = None, dtype: torch.dtype | None = None
+    module: nn.Module,
+    input: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    shown: bool = True,
 ) -> Tensor:
     """Return what a converted layer computes with, as part of the graph.
 
@@ -212,12 +218,17 @@ def effective_weight(
         input: The layer's input. Only EquiNorm in training reads it (and then updates its running
             mean); in evaluation, or without an input, EquiNorm takes the running mean.
         dtype: What it will be used in, written at once where it can be; None is the raw weight's.
+        shown: Whether the layer's watcher, if it has one, is to see it.
 
     Returns:
         Tensor of the raw weight's shape and strides. Inside `defer`, and without gradient in
         evaluation, it is a kept weight, which the next step may write over: clone it to keep it.
     """
     state = state_of(module)
+    if shown and state.watcher is not None:
+        weight = effective_weight(module, input, dtype, shown=False)
+        state.watcher(weight)
+        return weight
     keeper = None if torch.compiler.is_dynamo_compiling() else state.keeper
     if keeper is not None and dtype is None:
         quick = None

@@ -12,7 +12,7 @@ from torch import nn
 
 import filterwise as fw
 from filterwise import host
-from filterwise.integrations.lightning import DeferralCallback, weight_figures
+from filterwise.integrations.lightning import DeferralCallback, MonitorCallback, weight_figures
 
 BATCHES = 7
 
@@ -162,6 +162,63 @@ def test_a_module_that_optimizes_by_hand_is_refused():
         train(module, DeferralCallback(), accumulate=1)
     with pytest.raises(ValueError, match="log_every"):
         DeferralCallback(log_every=-1)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+def test_a_monitor_changes_nothing_and_counts_optimizer_steps(first):
+    alone, watched = Module(), Module()
+    train(alone, DeferralCallback(log_every=0))
+    watch = MonitorCallback(every=1)
+    both = [watch, DeferralCallback(log_every=0)]
+    train(watched, *(both if first else both[::-1]))
+    assert all(
+        torch.equal(a, b) for a, b in zip(alone.parameters(), watched.parameters(), strict=True)
+    )
+    assert watch.findings == []
+    assert watch.state_dict() == {"step": 6, "spoken": []}
+
+
+def heard(module, watch, **options):
+    with warnings.catch_warnings(record=True) as seen:
+        # Inside `train` everything is ignored, but for what this list sees.
+        warnings.simplefilter("always")
+        trainer = Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            callbacks=[watch],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(module, torch.utils.data.DataLoader(batches(), batch_size=None), **options)
+    return trainer, [str(one.message) for one in seen if one.category is fw.TrainingWarning]
+
+
+def test_a_monitor_speaks_once_and_not_again_after_a_checkpoint(tmp_path):
+    watch = MonitorCallback(every=1, turn=1e-3)
+    trainer, spoken = heard(Module(), watch)
+    assert [one for one in spoken if "turned its filters by" in one] == spoken
+    assert spoken == [str(one) for one in watch.findings]
+    assert len(spoken) == 1
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    again = MonitorCallback(every=1, turn=1e-3)
+    again.load_state_dict(watch.state_dict())
+    _, spoken = heard(Module(), again)
+    assert spoken == []
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["callbacks"]
+    assert saved[watch.state_key] == {"step": 7, "spoken": ["turn"]}
+
+
+def test_a_monitor_takes_the_loaders_batch_size():
+    module = Module()
+    module.net[1] = nn.BatchNorm2d(8).double()
+    watch = MonitorCallback()
+    data = torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(*map(torch.cat, zip(*batches(), strict=True))), batch_size=2
+    )
+    train(module, watch, data=data, epochs=1)
+    assert [one.what for one in watch.findings] == ["1 BatchNorms see 2 samples a forward"]
 
 
 def test_figures_of_a_plain_model_and_of_one_without_gains():

@@ -1,4 +1,4 @@
-"""A callback for Lightning's Trainer that defers, and logs what the weights do."""
+"""Callbacks for Lightning's Trainer: deferral with logs of the weights, and live warnings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from lightning.pytorch import Callback
 
 from filterwise import host
 from filterwise.defer import defer
-from filterwise.findings import raw_matrix
+from filterwise.findings import Finding, raw_matrix
+from filterwise.monitoring import Monitor, monitor
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
     from torch import nn
 
-__all__ = ["DeferralCallback", "weight_figures"]
+__all__ = ["DeferralCallback", "MonitorCallback", "weight_figures"]
 
 
 class DeferralCallback(Callback):
@@ -107,6 +108,82 @@ def _steps_now(trainer: Trainer) -> bool:
     ready = progress.current.ready
     last = progress.is_last_batch or ready == trainer.num_training_batches
     return last or ready % trainer.accumulate_grad_batches == 0
+
+
+class MonitorCallback(Callback):
+    """Watches a training with `filterwise.monitor`: each thing that goes wrong is one warning.
+
+    With ``Trainer(callbacks=[MonitorCallback()])`` the module is checked before the first step,
+    with the optimizers' learning rate and the batch size of the training loader, and looked at
+    after optimizer steps. Beside `DeferralCallback` the order does not matter. What was said, and
+    the number of steps, goes into the checkpoint.
+
+    Attributes:
+        findings: Everything found so far.
+
+    Args:
+        every: Steps from one look to the next, after the first 20.
+        turn: The largest angle in degrees that one step may turn filters by; None is the default of
+            `filterwise.monitor`.
+        batch_size: Samples that one forward sees; None is the training loader's own number.
+        input: A tensor or a tuple of arguments, to check the model on.
+
+    Raises:
+        ValueError: At the start of training, as `filterwise.monitor` does: for options out of range
+            and for weights that a strategy has sharded (FSDP).
+    """
+
+    def __init__(
+        self,
+        *,
+        every: int = 10,
+        turn: float | None = None,
+        batch_size: int | None = None,
+        input: Any = None,
+    ) -> None:
+        """Keep the options."""
+        self._options: dict[str, Any] = {"every": every, "turn": turn, "input": input}
+        self._batch_size = batch_size
+        self._monitor: Monitor | None = None
+        self._state: dict[str, Any] | None = None
+        self._taken = 0
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Everything found so far."""
+        return [] if self._monitor is None else list(self._monitor.findings)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check the module, and begin to watch."""
+        size = self._batch_size
+        if size is None:
+            size = getattr(trainer.train_dataloader, "batch_size", None)
+        self._taken = trainer.global_step
+        self._monitor = monitor(pl_module, trainer.optimizers, batch_size=size, **self._options)
+        if self._state is not None:
+            self._monitor.load_state_dict(self._state)
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Look, if the optimizer has stepped on this batch."""
+        del pl_module, outputs, batch, batch_idx
+        if self._monitor is not None and trainer.global_step != self._taken:
+            self._taken = trainer.global_step
+            self._monitor.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the monitor's state."""
+        return {} if self._monitor is None else self._monitor.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep a state for the start of training."""
+        self._state = state_dict or None
 
 
 def weight_figures(model: nn.Module) -> dict[str, float]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
 
-__all__ = ["Checkpoint", "load", "read"]
+__all__ = ["Checkpoint", "load", "prefix_of", "read"]
 
 ENTRIES = ("state_dict", "model", "model_state_dict", "state", "net", "module", "weights")
 """Names under which training scripts put a model's state, the likeliest first."""
@@ -154,7 +154,7 @@ def load(model: nn.Module, checkpoint: Checkpoint, recipe: str) -> list[str]:
             methods than the model has.
     """
     expected = model.state_dict()
-    prefix = _prefix(expected, checkpoint.state)
+    prefix = prefix_of(expected, checkpoint.state)
     state: OrderedDict[str, Tensor] = OrderedDict(
         (name.removeprefix(prefix), value)
         for name, value in checkpoint.state.items()
@@ -188,7 +188,7 @@ def load(model: nn.Module, checkpoint: Checkpoint, recipe: str) -> list[str]:
     return notes
 
 
-def _prefix(expected: Mapping[str, Any], state: Mapping[str, Any]) -> str:
+def prefix_of(expected: Mapping[str, Any], state: Mapping[str, Any]) -> str:
     """Return what stands before every name of the model's in the checkpoint."""
     first = next(iter(expected), None)
     if first is None or first in state:

@@ -13,22 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from filterwise.lab.architectures import ARCHITECTURES
 from filterwise.lab.errors import LabError, UsageError, reason
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["LAB", "find_model", "named_model", "picture_shape"]
+__all__ = ["find_model", "named_model", "picture_shape"]
 
-LAB = ("plain", "residual")
-"""Names of the lab's own networks, which `filterwise.lab.nets` builds."""
+LAB_PICTURES = (3, 32, 32)
+"""What the lab's own networks are shown where nothing else is said."""
 
 
 def find_model(name: str, classes: int | None = None) -> tuple[nn.Module, str]:
     """Find a model by the name that ``filterwise inspect`` takes.
 
     Args:
-        name: A model of torchvision or, where that has none, of timm; or
+        name: A model of torchvision or, where that has none, of timm; one of the lab's own; or
             ``package.module:factory``, a function or class that is called without arguments. The
             current folder is searched for modules.
         classes: Size of the classifier; None for the architecture's own.
@@ -53,7 +54,10 @@ def find_model(name: str, classes: int | None = None) -> tuple[nn.Module, str]:
         import timm
 
         return _built(name, lambda: timm.create_model(name, pretrained=False, **options)), "timm"
-    raise _unknown(name, "Own models are named as package.module:factory.")
+    if name in ARCHITECTURES:
+        channels, *_ = LAB_PICTURES
+        return ARCHITECTURES[name](channels, classes or 10), "filterwise's lab"
+    raise _unknown(name, "Own models are named as package.module:factory.", tuple(ARCHITECTURES))
 
 
 def picture_shape(name: str) -> tuple[int, ...] | None:
@@ -68,6 +72,8 @@ def picture_shape(name: str) -> tuple[int, ...] | None:
             return (3, *(int(weights["DEFAULT"].transforms().crop_size[0]),) * 2)
         except (AttributeError, KeyError, TypeError, ValueError):  # detectors, segmenters, videos
             return None
+    if name in ARCHITECTURES:
+        return LAB_PICTURES
     import timm
 
     config = timm.get_pretrained_cfg(name)
@@ -95,7 +101,8 @@ def named_model(name: str, channels: int, classes: int) -> nn.Module:
                 name, pretrained=False, in_chans=channels, num_classes=classes
             ),
         )
-    raise _unknown(name, "The lab's own are plain and residual.", LAB, option="--net: ")
+    own = ", ".join(ARCHITECTURES)
+    raise _unknown(name, f"The lab's own: {own}.", tuple(ARCHITECTURES), option="--net: ")
 
 
 class _Repeated(nn.Module):

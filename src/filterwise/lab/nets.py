@@ -1,128 +1,69 @@
-"""The networks that are compared, written with BatchNorm and converted by recipe."""
+"""Networks by name, and their conversion by recipe."""
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 import filterwise as fw
+from filterwise.lab.architectures import ARCHITECTURES, NARROWED
+from filterwise.lab.errors import UsageError
 from filterwise.lab.models import named_model
 from filterwise.lab.settings import needs_branch_gains
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import nn
 
-__all__ = ["NETS", "PlainNet", "ResidualNet", "build"]
+__all__ = ["build", "convert", "first_gains", "make"]
 
 
-class PlainNet(nn.Module):
-    """Six weight layers in a row: five 3x3 convolutions, each with norm and ReLU, and a classifier.
+def make(net: str, channels: int, classes: int, width: float = 1.0) -> nn.Module:
+    """Build a network of the lab, of torchvision or of timm, not converted.
 
-    The map is halved twice, so an 8x8 picture ends as 2x2 and a norm still sees four values a
-    channel of one picture; then it is averaged. The last layer is wide enough for group
-    normalization to have four channels in each of its 32 groups: with one or two there would be
-    next to nothing left in the average. Weights start as in He et al. (2015), fan-in.
+    Draws its first weights from torch's global generator.
+
+    Args:
+        net: Its name.
+        channels: Of the pictures.
+        classes: Number of logits.
+        width: Share of its planes.
+
+    Raises:
+        UsageError: If there is no such network, or it cannot be had with fewer planes.
+        LabError: If it cannot be built.
     """
-
-    WIDTHS = (16, 16, 32, 64, 128)
-    STRIDES = (1, 1, 2, 1, 2)
-
-    def __init__(self, channels: int, classes: int) -> None:
-        """Build the net for pictures of `channels` channels and `classes` classes."""
-        super().__init__()
-        layers: list[nn.Module] = []
-        for width, stride in zip(self.WIDTHS, self.STRIDES, strict=True):
-            layers += [_convolution(channels, width, stride), nn.BatchNorm2d(width), nn.ReLU()]
-            channels = width
-        self.features = nn.Sequential(*layers)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(channels, classes)
-        _start(self)
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Return logits ``(pictures, classes)``."""
-        return self.classifier(self.pool(self.features(pictures)).flatten(1))
+    if net in ARCHITECTURES:
+        return ARCHITECTURES[net](channels, classes, width)
+    if width == 1:
+        return named_model(net, channels, classes)
+    if net in NARROWED:
+        return NARROWED[net](channels, classes, width)
+    named_model(net, channels, classes)
+    known = ", ".join([*ARCHITECTURES, *NARROWED])
+    raise UsageError(f"width: {net} is there with all its planes only. With a share: {known}.")
 
 
-class ResidualNet(nn.Module):
-    """Fifty weight layers: a 3x3 convolution, 24 residual branches of two, and a classifier.
+def convert(model: nn.Module, recipe: str | fw.Recipe, **options: Any) -> fw.Report:
+    """Convert a network as `fw.convert_` does, in silence and without the norms that are its own.
 
-    A branch is ReLU, convolution, norm, ReLU, convolution, norm, and nothing but additions lies on
-    the trunk (pre-activation, as in He et al. 2016, for which the gains of 1/sqrt(24) are meant).
-    Where width or map changes, the trunk is averaged and padded with zero channels; no weights.
+    Raises:
+        ConversionError: If the recipe does not fit it.
     """
-
-    WIDTHS = (8, 16, 32)
-    BLOCKS = 8
-
-    def __init__(self, channels: int, classes: int) -> None:
-        """Build the net for pictures of `channels` channels and `classes` classes."""
-        super().__init__()
-        width = self.WIDTHS[0]
-        self.stem = nn.Sequential(_convolution(channels, width, 1), nn.BatchNorm2d(width))
-        blocks: list[nn.Module] = []
-        for stage, wider in enumerate(self.WIDTHS):
-            for place in range(self.BLOCKS):
-                stride = 2 if stage > 0 and place == 0 else 1
-                blocks.append(_Block(width, wider, stride))
-                width = wider
-        self.blocks = nn.Sequential(*blocks)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        self.classifier = nn.Linear(width, classes)
-        _start(self)
-
-    def forward(self, pictures: Tensor) -> Tensor:
-        """Return logits ``(pictures, classes)``."""
-        trunk = self.blocks(self.stem(pictures))
-        return self.classifier(self.pool(trunk.relu()).flatten(1))
+    own = [*getattr(model, "own_norms", ())]
+    if own:
+        options["exclude"] = [*(options.get("exclude") or ()), *own]
+    with warnings.catch_warnings():
+        # The report carries the same sentences; a comparison is where people try what warns.
+        warnings.simplefilter("ignore", fw.FilterwiseWarning)
+        return fw.convert_(model, recipe, **options)
 
 
-class _Block(nn.Module):
-    def __init__(self, channels: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.branch = nn.Sequential(
-            nn.ReLU(),
-            _convolution(channels, width, stride),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            _convolution(width, width, 1),
-            nn.BatchNorm2d(width),
-        )
-        self.stride, self.added = stride, width - channels
+def build(
+    net: str, recipe: str, channels: int, classes: int, width: float = 1.0
+) -> tuple[nn.Module, fw.Report]:
+    """Build a network and convert it by a recipe, with the first gains that it needs.
 
-    def forward(self, trunk: Tensor) -> Tensor:
-        branch = self.branch(trunk)
-        if self.stride > 1:
-            trunk = nn.functional.avg_pool2d(trunk, self.stride, ceil_mode=True)
-        if self.added:
-            trunk = nn.functional.pad(trunk, (0, 0, 0, 0, 0, self.added))
-        return trunk + branch
-
-
-NETS: dict[str, type[nn.Module]] = {"plain": PlainNet, "residual": ResidualNet}
-"""The lab's own networks; every other name is looked up in torchvision and timm."""
-
-
-def _convolution(channels: int, width: int, stride: int) -> nn.Conv2d:
-    return nn.Conv2d(channels, width, 3, stride, padding=1, bias=False)
-
-
-def _start(net: nn.Module) -> None:
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        elif isinstance(module, nn.Linear):
-            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-            nn.init.zeros_(module.bias)
-
-
-def build(net: str, recipe: str, channels: int, classes: int) -> tuple[nn.Module, fw.Report]:
-    """Build a network and convert it by a recipe, with branch gains where they are needed.
-
-    Draws its first weights from torch's global generator; under one seed every recipe starts from
-    the same raw weights.
+    Under one seed every recipe starts from the same raw weights.
 
     Returns:
         The network, in training mode, and the report of its conversion.
@@ -131,11 +72,18 @@ def build(net: str, recipe: str, channels: int, classes: int) -> tuple[nn.Module
         UsageError: If there is no such network.
         ConversionError: If the recipe does not fit it.
     """
-    model = NETS[net](channels, classes) if net in NETS else named_model(net, channels, classes)
-    with warnings.catch_warnings():
-        # The report carries the same sentences; a comparison is where people try what warns.
-        warnings.simplefilter("ignore", fw.FilterwiseWarning)
-        report = fw.convert_(model, recipe)
-        if needs_branch_gains(net, recipe):
-            fw.initialize_(model, "branch")
+    model = make(net, channels, classes, width)
+    report = convert(model, recipe)
+    first_gains(model, net, recipe)
     return model.train(), report
+
+
+def first_gains(model: nn.Module, net: str, recipe: str) -> None:
+    """Give a converted network the start that belongs to it: Fixup's, or 1/sqrt(L) on branches."""
+    start = getattr(model, "start", None)
+    if net in ARCHITECTURES and start is not None:
+        start()
+    if needs_branch_gains(net, recipe):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", fw.FilterwiseWarning)
+            fw.initialize_(model, "branch")

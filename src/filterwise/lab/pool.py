@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import tempfile
-import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from multiprocessing import connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,11 +15,11 @@ from filterwise.lab.data import load_tensors, save_tensors
 from filterwise.lab.engine import Stopped, train
 from filterwise.lab.errors import LabError, reason
 from filterwise.lab.hardware import hardware, versions
+from filterwise.lab.processes import work_through
 from filterwise.lab.results import Record, Results, record_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from concurrent.futures import Future
 
     from filterwise.lab.data import PictureSet
     from filterwise.lab.settings import RunSettings
@@ -72,38 +65,15 @@ def train_all(
     """
     if not runs:
         return
-    with _shared(data) as path, _executor(path, results, device, min(processes, len(runs))) as pool:
-        executor, stop = pool
-        waiting: dict[Future[bool], RunSettings] = {}
-        try:
-            waiting = {executor.submit(_train_one, run, False): run for run in runs}
-            elsewhere = _collect(waiting, finished)
-            waiting = {executor.submit(_train_one, run, True): run for run in elsewhere}
-            _collect(waiting, finished)
-        except BrokenProcessPool:
-            raise LabError(
-                "A training process was killed from outside (out of memory?). Finished runs are"
-                " kept; give the same command again, with --processes 1 if memory is short."
-            ) from None
-        finally:
-            stop.set()
-            executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _collect(
-    waiting: dict[Future[bool], RunSettings], finished: Callable[[RunSettings], None]
-) -> list[RunSettings]:
-    """Report runs as they finish; return those that another command holds."""
-    elsewhere = []
-    pending = set(waiting)
-    while pending:
-        done, pending = wait(pending, return_when=FIRST_COMPLETED)
-        for future in done:
-            if future.result():
-                finished(waiting[future])
-            else:
-                elsewhere.append(waiting[future])
-    return elsewhere
+    with _shared(data) as path:
+        work_through(
+            runs,
+            _train_one,
+            start=_start_process,
+            arguments=(path, results, device),
+            processes=processes,
+            finished=lambda run, _done: finished(run),
+        )
 
 
 @contextmanager
@@ -118,42 +88,18 @@ def _shared(data: PictureSet) -> Iterator[Path]:
         yield path
 
 
-@contextmanager
-def _executor(
-    path: Path, results: Results, device: str, processes: int
-) -> Iterator[tuple[ProcessPoolExecutor, Any]]:
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    with ProcessPoolExecutor(
-        processes, context, _start_process, (path, results, device, stop)
-    ) as executor:
-        yield executor, stop
-
-
 _process: dict[str, Any] = {}
 """What a training process keeps between runs."""
 
 
 def _start_process(path: Path, results: Results, device: str, stop: Any) -> None:
-    # Ctrl-C reaches every process of the terminal; the parent decides, and tells through `stop`.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
     _process.update(
         data=load_tensors(path), results=results, device=torch.device(device), stop=stop
     )
 
 
-def _die_with_parent() -> None:
-    """End this process when its parent is gone: a killed command must leave nobody training."""
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        connection.wait([parent.sentinel])
-        os._exit(1)
-
-
-def _train_one(settings: RunSettings, wait_for_others: bool) -> bool:
-    """Train a run and write it down; False if another command is training it."""
+def _train_one(settings: RunSettings, wait_for_others: bool) -> bool | None:
+    """Train a run and write it down; None if another command is training it, or it was stopped."""
     results: Results = _process["results"]
     stop = _process["stop"]
     try:
@@ -161,14 +107,16 @@ def _train_one(settings: RunSettings, wait_for_others: bool) -> bool:
             with results.claim(settings.identity) as mine:
                 if mine and settings.identity not in results.read().records:
                     results.add(_trained(settings, stop))
-            if mine or not wait_for_others:
-                return mine
+            if mine:
+                return True
+            if not wait_for_others:
+                return None
             time.sleep(0.2)
     except Stopped:
         pass
     except OSError as error:
         raise LabError(f"{results.folder} cannot be written to: {reason(error)}.") from None
-    return False
+    return None
 
 
 def _trained(settings: RunSettings, stop: Any) -> Record:

@@ -18,9 +18,11 @@ import torch
 from filelock import FileLock
 from torch import nn
 
-from filterwise.lab import nets
+from filterwise.lab.architectures import ARCHITECTURES
+from filterwise.lab.architectures.small import PlainNet
 from filterwise.lab.data import load
 from filterwise.lab.errors import LabError, UsageError
+from filterwise.lab.nets import build
 from filterwise.lab.training.checkpoint import read_weights
 from filterwise.lab.training.loop import Stopped
 from filterwise.lab.training.train import train
@@ -28,7 +30,7 @@ from support import trainings
 from support.trainings import settings, weights
 
 
-class Dropping(nets.PlainNet):
+class Dropping(PlainNet):
     """A net that draws random numbers at every forward."""
 
     def forward(self, pictures):
@@ -38,7 +40,7 @@ class Dropping(nets.PlainNet):
 
 @pytest.fixture(autouse=True)
 def _dropping(monkeypatch):
-    monkeypatch.setitem(nets.NETS, "dropping", Dropping)
+    monkeypatch.setitem(ARCHITECTURES, "dropping", Dropping)
 
 
 def equal(one, other):
@@ -151,7 +153,7 @@ def test_a_ragged_step_is_scaled_by_its_own_samples(tmp_path):
     from filterwise.lab.training.seeds import seed_everything
 
     seed_everything(0, "model")
-    model, _ = nets.build("plain", "gn+ws", 1, 10)
+    model, _ = build("plain", "gn+ws", 1, 10)
     model.double()
     batches = LivePictures(load("digits"), wanted, make_fabric())
     sizes = []
@@ -200,7 +202,7 @@ def test_what_a_run_leaves(tmp_path):
 
 def test_metrics_are_those_of_the_model(tmp_path):
     record = train(settings(data={"test_samples": None}), tmp_path)
-    model, _ = nets.build("plain", "gn+ws", 1, 10)
+    model, _ = build("plain", "gn+ws", 1, 10)
     model.load_state_dict(weights(tmp_path))
     data = load("digits")
     mean, deviation = data.channel_statistics()

@@ -11,7 +11,8 @@ from torch import nn
 from filterwise.lab.data import load
 from filterwise.lab.data.live import LivePictures
 from filterwise.lab.data.stream import StreamedPictures, find_tree
-from filterwise.lab.nets import build
+from filterwise.lab.training.building import build_model
+from filterwise.lab.training.mixing import Mixer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,14 +36,17 @@ class Classification:
         execution = settings.execution
         self._batches, data = _read(settings, fabric)
         classes = data.pop("class_names")
-        model, report = build(
-            settings.model.name, settings.model.recipe, data["channels"], len(classes)
+        model, _, about = build_model(
+            settings.model, data["channels"], len(classes), execution, self._example
         )
         if settings.precision == "64-true":
             model.double()
         self.model: nn.Module = model.to(fabric.device)
         if execution.channels_last:
             self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._mixer = None
+        if settings.mixing.kind != "none":
+            self._mixer = Mixer(model, settings.mixing)
         if execution.compile:
             self.model.compile()
         self._fabric = fabric
@@ -52,17 +56,24 @@ class Classification:
             **data,
             "classes": len(classes),
             "parameters": sum(each.numel() for each in model.parameters()),
-            "conversion": report.summary,
+            **about,
         }
+
+    def _example(self) -> Tensor:
+        """Return the pictures of the first micro-batch."""
+        step = next(iter(self._batches.epoch(0, 0)))
+        return step.parts[0][0].to("cpu", torch.float32)
 
     def epoch(self, number: int, first: int) -> Iterator[Step]:
         """Yield the steps of an epoch from the `first` on."""
         return self._batches.epoch(number, first)
 
     def loss(self, forward: Callable[..., Any], part: tuple[Tensor, Tensor]) -> Tensor:
-        """Return the sum of the cross-entropy over the pictures of a part."""
+        """Return the sum of the cross-entropy over the pictures of a part, mixed or as they are."""
         pictures, labels = part
-        return nn.functional.cross_entropy(forward(pictures), labels, reduction="sum")
+        if self._mixer is not None:
+            return self._mixer.loss(forward, pictures, labels, _sum_of_cross_entropy)
+        return _sum_of_cross_entropy(forward(pictures), labels)
 
     def evaluate(self) -> dict[str, float]:
         """Return error, top-5 error (of six classes or more) and loss on the test pictures.
@@ -80,6 +91,10 @@ class Classification:
                 found |= {before + key: value for key, value in self._scores.compute().items()}
         self.model.train()
         return found
+
+
+def _sum_of_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits, labels, reduction="sum")
 
 
 def _read(

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from difflib import get_close_matches
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from filterwise.lab.errors import UsageError
+from filterwise.lab.checking import checked_values
 from filterwise.lab.settings import Frozen
 from filterwise.lab.training.schedules import Constant, Schedule
 from filterwise.recipe import Recipe
@@ -18,7 +17,9 @@ __all__ = [
     "Augmentation",
     "DataSettings",
     "Execution",
+    "Mixing",
     "ModelSettings",
+    "NormSettings",
     "Optimization",
     "TrainingSettings",
     "checked_training",
@@ -28,6 +29,9 @@ Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Initialization = Literal[
+    "own", "kaiming", "balanced", "fixup", "skipinit", "branch", "data", "unit-gains"
+]
 
 
 class Augmentation(Frozen):
@@ -93,21 +97,104 @@ class DataSettings(Frozen):
         return self
 
 
+class NormSettings(Frozen):
+    """What becomes of the activation norms that a network has after its conversion.
+
+    Attributes:
+        kind: ``recipe``: they are what the recipe says; ``synchronized``: batch norms take their
+            statistics over all processes; ``switchable``: each becomes a Switchable Normalization
+            (Luo et al., arXiv 1806.10779).
+        fraction: Batch norms take their statistics from the first so many of a micro-batch, as
+            ``equinorm(fraction=0.25)`` does.
+        momentum: Of running statistics, as torch counts it; None leaves it.
+        eps: Of every norm; None leaves it.
+        scale: Whether norms learn a factor beside their shift.
+        interleaved: Group norms put channel c into group c mod groups, in place of neighbours.
+    """
+
+    kind: Literal["recipe", "synchronized", "switchable"] = "recipe"
+    fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    momentum: Annotated[float, Field(gt=0, le=1)] | None = None
+    eps: Rate | None = None
+    scale: bool = True
+    interleaved: bool = False
+
+    @model_validator(mode="after")
+    def _one_change(self) -> NormSettings:
+        if self.fraction < 1 and self.kind != "recipe":
+            raise ValueError(f"a fraction below 1 goes with kind: recipe, not {self.kind}")
+        return self
+
+
 class ModelSettings(Frozen):
     """What learns.
 
     Attributes:
-        name: A network of the lab, of torchvision or of timm.
+        name: A network of the lab (`filterwise.lab.architectures`), of torchvision or of timm.
+        width: Share of the planes that it has by its name.
         recipe: What it is converted by, in canonical text; ``keep`` leaves it as it is.
+        select: Patterns of the layers that the method goes to, as `fw.convert_` takes them; None:
+            its default, every convolution but the classifier.
+        exclude: Patterns of the layers and norms that the recipe leaves alone.
+        initialization: First weights: the network's ``own``, a scheme of `fw.initialize_` (for
+            ``data`` from the first micro-batch), or ``unit-gains``: raw weights normal with
+            deviation 0.05, gains 1 and biases 0, as for Weight Normalization without data.
+        norms: What becomes of activation norms.
+        start: Whose weights it starts from: the folder of a finished run, or a checkpoint file;
+            a relative one lies in `Execution.runs`. A classifier for other classes is drawn anew.
+        preserve: Keep what the network at the start computes, as near as the recipe can.
     """
 
     name: str = "plain"
+    width: Annotated[float, Field(gt=0, le=1)] = 1.0
     recipe: str = "keep"
+    select: tuple[str, ...] | None = None
+    exclude: tuple[str, ...] = ()
+    initialization: Initialization = "own"
+    norms: NormSettings = NormSettings()
+    start: str | None = None
+    preserve: bool = False
 
     @field_validator("recipe")
     @classmethod
     def _canonical(cls, text: str) -> str:
         return str(Recipe.parse(text))
+
+    @model_validator(mode="after")
+    def _fits_start(self) -> ModelSettings:
+        if self.preserve and self.start is None:
+            raise ValueError("preserve keeps the function of a trained network: name its start")
+        if self.start is not None and self.initialization != "own":
+            raise ValueError(
+                f"initialization: {self.initialization} would draw over the weights of the start"
+            )
+        return self
+
+
+class Mixing(Frozen):
+    """Training on mixtures of pairs, of pictures or of what layers make of them.
+
+    A mixture is ``share * x + (1 - share) * x[other]`` with another order of the micro-batch; the
+    loss is the same mixture of the losses for both labels. One share is drawn a micro-batch, from
+    Beta(alpha, alpha).
+
+    Attributes:
+        kind: ``mixup``: pictures are mixed (Zhang et al., arXiv 1710.09412); ``manifold``: at one
+            of `places`, drawn for each micro-batch (Verma et al., arXiv 1806.05236).
+        alpha: Of the Beta distribution.
+        places: ``input``, and names of modules whose output is mixed; None: the input and the first
+            two stages of a network of the lab or of a ResNet.
+    """
+
+    kind: Literal["none", "mixup", "manifold"] = "none"
+    alpha: Rate = 1.0
+    places: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+
+    @model_validator(mode="after")
+    def _places_of_manifold(self) -> Mixing:
+        if self.places is not None and self.kind != "manifold":
+            raise ValueError(f"places are of kind: manifold, not of {self.kind}")
+        return self
 
 
 class Optimization(Frozen):
@@ -116,7 +203,8 @@ class Optimization(Frozen):
     Attributes:
         learning_rate: That the schedule's factors multiply.
         momentum: Of SGD; AdamW keeps its own.
-        decay: ``weights``: no decay on gains, biases and norms; ``all``: on everything.
+        decay: ``weights``: no decay on gains, biases and norms; ``all-but-gains``: none on gains of
+            converted layers; ``all``: on everything.
         step_size: Samples in one optimizer step, over all processes.
         micro_batch: Samples in one forward and backward pass of one process; None: all of its.
         ragged: What becomes of the samples left over at the end of an epoch: ``drop`` them or
@@ -129,7 +217,7 @@ class Optimization(Frozen):
     momentum: Share = 0.9
     nesterov: bool = False
     weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 5e-4
-    decay: Literal["weights", "all"] = "weights"
+    decay: Literal["weights", "all-but-gains", "all"] = "weights"
     schedule: Schedule = Constant()
     epochs: Count = 1
     step_size: Count = 64
@@ -144,6 +232,8 @@ class Execution(Frozen):
     Attributes:
         device: ``cpu``, ``cuda``, ``cuda:1``, ...
         root: Folder in which data sets lie.
+        runs: Folder in which a relative `ModelSettings.start` lies.
+        start_command: What makes that start; shown where it is missing.
         download: Fetch a set that is not there.
         workers: Processes that read pictures from disk.
         compile: Whether the model goes through ``torch.compile``.
@@ -155,6 +245,8 @@ class Execution(Frozen):
 
     device: str = "cpu"
     root: str = "data"
+    runs: str = "."
+    start_command: str | None = None
     download: bool = False
     workers: Annotated[int, Field(ge=0, le=256)] = 0
     compile: bool = False
@@ -169,6 +261,7 @@ class TrainingSettings(Frozen):
 
     Attributes:
         task: A name of `filterwise.lab.tasks.TASKS`.
+        mixing: Of pairs of samples.
         seed: Of first weights, order of samples and every other random draw.
         precision: Of forward and backward; weights are kept in float32 (float64 for ``64-true``).
         deterministic: Refuse operations that cannot be repeated to the bit.
@@ -180,6 +273,7 @@ class TrainingSettings(Frozen):
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     optimization: Optimization = Optimization()
+    mixing: Mixing = Mixing()
     seed: Annotated[int, Field(ge=0)] = 0
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
     deterministic: bool = False
@@ -194,6 +288,13 @@ class TrainingSettings(Frozen):
             raise ValueError(
                 f"the schedule's milestone {last:g} is never reached in {epochs} epochs"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _pairs(self) -> TrainingSettings:
+        size = self.optimization.micro_batch or self.optimization.step_size
+        if self.mixing.kind != "none" and size < 2:
+            raise ValueError(f"{self.mixing.kind} needs pairs, and a micro-batch is one sample")
         return self
 
     @property
@@ -214,38 +315,4 @@ def checked_training(values: dict[str, Any], where: str = "settings") -> Trainin
     Raises:
         UsageError: If a key is unknown (naming the nearest) or a value is out of range.
     """
-    try:
-        return TrainingSettings.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = [str(part) for part in first["loc"] if part not in _KINDS]
-        name = ".".join(place)
-        words = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            known = _keys(place[:-1], values)
-            nearest = get_close_matches(place[-1], known, n=1)
-            hint = f"Nearest: {nearest[0]}." if nearest else f"Keys here: {', '.join(known)}."
-            raise UsageError(f"{where}: there is no key {name}. {hint}") from None
-        if first["type"] == "missing":
-            raise UsageError(f"{where}: {name} is missing.") from None
-        words = words[0].lower() + words[1:]
-        given = "" if isinstance(first["input"], dict | BaseModel) else f"{first['input']!r}: "
-        raise UsageError(f"{where}: {name + ': ' if name else ''}{given}{words}.") from None
-
-
-_SCHEDULES = get_args(get_args(Schedule)[0])
-_KINDS = {kind.model_fields["kind"].default for kind in _SCHEDULES}
-"""Words that pydantic puts into the place of an error within a schedule."""
-
-
-def _keys(place: list[str], values: dict[str, Any]) -> list[str]:
-    """Return the keys that settings have at a place."""
-    model: Any = TrainingSettings
-    for part in place:
-        values = values.get(part, {})
-        annotation = model.model_fields[part].annotation
-        if part == "schedule":
-            kinds = {kind.model_fields["kind"].default: kind for kind in _SCHEDULES}
-            annotation = kinds[values["kind"]]
-        model = annotation
-    return list(model.model_fields)
+    return checked_values(TrainingSettings, values, lambda _place: where)
