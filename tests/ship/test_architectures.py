@@ -49,7 +49,7 @@ def test_the_command_writes_figures_and_page(tmp_path, capsys):
     (record,) = map(json.loads, (tmp_path / "results.jsonl").read_text().splitlines())
     assert record["passed"]
     assert record["files"]["pt2"] < ship.LIMIT
-    assert record["onnxruntime"]
+    assert record["ran"]["onnxruntime"]
     page = (tmp_path / "README.md").read_text()
     assert "`python -m filterwise.lab.shipping nf_resnet50 --small --kinds pt2" in page
     assert "nf_resnet50" in capsys.readouterr().out

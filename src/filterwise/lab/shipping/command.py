@@ -7,9 +7,9 @@ import json
 import shlex
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -106,21 +106,36 @@ def _file(one: Shipped, kind: str) -> str:
 
 
 def _write(out: Path, done: Sequence[Shipped], failed: dict[str, str], command: str) -> None:
+    """Write what was found; models of earlier calls keep their lines."""
     out.mkdir(parents=True, exist_ok=True)
     about = {**hardware(torch.device("cpu")), **versions("timm", "onnx", "onnxruntime")}
-    lines = [json.dumps({**asdict(one), "passed": one.passed, **about}) for one in done]
-    lines += [json.dumps({"architecture": k, "error": v, **about}) for k, v in failed.items()]
-    write_whole(out / "results.jsonl", ("\n".join(lines) + "\n").encode())
-    write_whole(out / "README.md", _page(done, failed, command, about).encode())
+    found = [{**asdict(one), "passed": one.passed} for one in done]
+    found += [{"architecture": name, "error": error} for name, error in failed.items()]
+    records = {one["architecture"]: {**one, "command": command, "ran": about} for one in found}
+    path = out / "results.jsonl"
+    earlier = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for record in map(json.loads, earlier):
+        records.setdefault(record["architecture"], record)
+    ordered = [records[name] for name in ARCHITECTURES if name in records]
+    write_whole(path, "".join(f"{json.dumps(one)}\n" for one in ordered).encode())
+    write_whole(out / "README.md", _page(ordered).encode())
 
 
-def _page(
-    done: Sequence[Shipped], failed: dict[str, str], command: str, about: dict[str, str | int]
-) -> str:
+def _page(records: Sequence[dict[str, Any]]) -> str:
+    names = {field.name for field in fields(Shipped)}
+    done = [
+        Shipped(**{k: v for k, v in one.items() if k in names})
+        for one in records
+        if "error" not in one
+    ]
     rows = [list(HEADERS), ["---"] * len(HEADERS), *_rows(done)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    errors = "".join(f"\n- Failed: {name}: {words}" for name, words in failed.items())
-    ran = ", ".join(f"{name} {value}" for name, value in about.items())
+    wrong = {one["architecture"]: one["error"] for one in records if "error" in one}
+    errors = "".join(f"\n- Failed: {name}: {words}" for name, words in wrong.items())
+    commands = dict.fromkeys(
+        (one["command"], ", ".join(f"{k} {v}" for k, v in one["ran"].items())) for one in records
+    )
+    ran = "".join(f"\n- Command: `{command}`, on {about}." for command, about in commands)
     return f"""# From a model to a file
 
 Largest difference of the outputs from the model's, relative to their largest entry, in float32:
@@ -131,7 +146,5 @@ folded model in torch, which is rounding alone. Weights are random; gains, biase
 scalars were moved off their start.
 
 {table}
-
-- Command: `{command}`{errors}
-- Ran on: {ran}.
+{errors}{ran}
 """
