@@ -438,3 +438,94 @@ def test_norms_inside_a_norm_are_one_norm():
 def test_compiled_model_is_refused():
     with pytest.raises(fw.ConversionError, match=r"torch\.compile"):
         fw.convert_(torch.compile(Net()), "gn+wa")
+
+
+class PreActivation(nn.Module):
+    """A block whose shortcut reads what the norm was given; activations work in place."""
+
+    def __init__(self, relu=True):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3)
+        self.norm, self.relu = nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.calls_relu = relu
+        self.head = nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.norm(x)
+        y = self.relu(y) if self.calls_relu else y.relu_()
+        return self.head(x + self.conv(y))
+
+
+class Untraceable(PreActivation):
+    """The same, found by a run."""
+
+    def forward(self, x):
+        if x.sum() > 1e9:
+            return x
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("make", [PreActivation, Untraceable])
+@pytest.mark.parametrize("recipe", ["wa", "none"])
+def test_a_removed_norm_leaves_the_shortcut_what_it_read(make, recipe):
+    torch.manual_seed(0)
+    net = make().eval()
+    report = fw.convert_(net, recipe)
+    row = next(row for row in report if row.name == "norm")
+    assert row.reason == "others read its input, so relu works in place no longer"
+    x = torch.randn(2, 3, 12, 12)
+    seen = net.stem(x)
+    expected = net.head(seen + net.conv(torch.relu(seen)))
+    torch.testing.assert_close(net(x), expected)
+    if recipe == "wa":
+        torch.testing.assert_close(fw.fold(net)(x), expected)
+    net(x).square().sum().backward()
+
+
+def test_an_activation_fused_into_a_removed_norm_works_in_place_no_longer():
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(0)
+    net = timm.create_model("resnetv2_50", num_classes=4).eval()
+    fw.convert_(net, "wa")
+    x = torch.randn(1, 3, 32, 32)
+    other = copy.deepcopy(net)
+    for module in other.modules():
+        if isinstance(module, nn.ReLU):
+            module.inplace = False
+    assert torch.equal(net(x), other(x))
+    assert any(isinstance(m, nn.ReLU) and m.inplace for m in net.modules())  # where it is free
+
+
+def test_a_function_that_works_in_place_behind_a_removed_norm_is_refused():
+    net = PreActivation(relu=False)
+    before = fingerprint(net)
+    with pytest.raises(fw.ConversionError, match=r'relu in the model.*exclude="norm"'):
+        fw.convert_(net, "wa")
+    assert fingerprint(net) == before
+    fw.convert_(net, "wa", exclude="norm")
+
+
+def test_in_place_activations_come_back_when_a_conversion_fails(monkeypatch):
+    net = PreActivation()
+
+    def fail(*_arguments):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(host, "install", fail)
+    with pytest.raises(RuntimeError, match="no"):
+        fw.convert_(net, "wa")
+    assert net.relu.inplace
+    assert isinstance(net.norm, nn.BatchNorm2d)
+
+
+def test_by_registration_order_every_activation_stops_working_in_place():
+    class Unseen(PreActivation):
+        def forward(self, x, y):
+            return super().forward(x) if bool(y) else x
+
+    net = Unseen()
+    with pytest.warns(fw.FilterwiseWarning, match="order of registration"):
+        fw.convert_(net, "wa")
+    assert not net.relu.inplace

@@ -244,6 +244,9 @@ def _apply(
             zeros = weight.new_zeros(layout.filters(weight.shape))
         undo.append(lambda module=module: module._parameters.__setitem__("bias", None))
         module._parameters["bias"] = nn.Parameter(zeros, weight.requires_grad)
+    for activation in drawn.in_place:
+        undo.append(lambda activation=activation: setattr(activation, "inplace", True))
+        activation.inplace = False
     exchanged = {id(old): new for old, new in drawn.norms}
     for parent in list(model.modules()) if exchanged else ():
         for name, old in list(parent._modules.items()):

@@ -9,7 +9,7 @@ from torch import nn
 
 from filterwise import demands, norms
 from filterwise.filters import CONVOLUTIONS, TRANSPOSED, check_module
-from filterwise.graph import trace
+from filterwise.graph import out_of_place, trace
 from filterwise.host import base_class
 from filterwise.preserve.carry import Carry, Found, find_carries
 from filterwise.report import Report, Row
@@ -47,6 +47,7 @@ class Draft:
         removes: Whether norms are removed, not replaced.
         carries: What layers take over from norms, where the function is to be kept.
         followed: Norms by the layer whose output they alone take, likewise.
+        in_place: Activations that may work in place no longer.
     """
 
     report: Report
@@ -58,6 +59,7 @@ class Draft:
     removes: bool = False
     carries: list[Carry] = field(default_factory=list)
     followed: dict[str, str] = field(default_factory=dict)
+    in_place: list[Any] = field(default_factory=list)
 
 
 def draw(
@@ -215,6 +217,14 @@ class _Drawing:
             return
         action = "remove" if wanted == "none" else "replace"
         words = "; ".join(filter(None, (words, self._what_stays(name))))
+        if action == "remove":
+            try:
+                activations, how = out_of_place(self.model, self.flow, name, self.removed)
+            except ValueError as error:
+                self.rows.append(Row(name, kind, "refuse", reason=str(error)))
+                return
+            self.drawn.in_place += activations
+            words = "; ".join(filter(None, (words, how)))
         self.rows.append(Row(name, kind, action, reason=words))
         self.drawn.norms.append((module, new))
 

@@ -349,3 +349,67 @@ def test_memory_written_through_a_view_is_followed():
     assert flow.producers("norm") == ()
     assert flow.normalized("conv")
     assert not flow.is_last("conv")
+
+
+class Shortcut(nn.Module):
+    """norm - relu - conv, and around it what reads the norm's input too."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.stem, self.norm, self.relu, self.conv = (
+            conv(),
+            nn.BatchNorm2d(4),
+            nn.ReLU(inplace=how != "out of place"),
+            conv(),
+        )
+        self.drop = nn.Dropout(0.0)
+
+    def forward(self, x):
+        x = self.stem(x)
+        y = self.norm(x)
+        if self.how == "by a function":
+            y = functional.relu(y, inplace=True)
+        elif self.how == "by a method":
+            y = y.relu_()
+        elif self.how == "through a view":
+            y = self.relu(self.drop(y).flatten(1).view_as(y))
+        else:
+            y = self.relu(y)
+        y = self.conv(y)
+        return y if self.how == "alone" else x + y
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("a module", ["relu"]),
+        ("through a view", ["relu"]),
+        ("by a function", [None]),
+        ("by a method", [None]),
+        ("out of place", []),
+        ("alone", []),
+    ],
+)
+def test_who_writes_over_what_a_removed_norm_was_given(flow_of, how, expected):
+    found = flow_of(Shortcut(how)).writers("norm", {"norm"})
+    assert [node.module for node in found] == expected
+
+
+def test_two_removed_norms_in_a_row_hand_on_the_same_tensor(flow_of):
+    class Two(Shortcut):
+        def forward(self, x):
+            x = self.stem(x)
+            return x + self.conv(self.relu(self.norm2(self.norm(x))))
+
+    model = Two("a module")
+    model.norm2 = nn.BatchNorm2d(4)
+    flow = flow_of(model)
+    for norm in ("norm", "norm2"):
+        assert [node.module for node in flow.writers(norm, {"norm", "norm2"})] == ["relu"]
+
+
+def test_what_follows_a_norm_is_not_known_by_registration_order():
+    model = Shortcut("a module")
+    flow = Flow(model, trace_symbols(model), "registration order", "")
+    assert flow.writers("norm", {"norm"}) is None

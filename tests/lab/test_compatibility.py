@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import time
 
@@ -127,6 +128,46 @@ def test_faults_are_failures(fault, step, words, monkeypatch):
     assert words in found["reason"]
 
 
+def test_writing_over_a_shortcut_is_a_failure(monkeypatch):
+    one = every()["timm/resnetv2_18"]
+    plain = prepared("timm/resnetv2_18")
+    assert examine.examine(one, "wa", plain)["outcome"] == "passed"
+    monkeypatch.setattr("filterwise.draft.out_of_place", lambda *_: ([], ""))
+    found = examine.examine(one, "wa", plain)
+    assert (found["outcome"], found["step"]) == ("failed", "in-place activations")
+
+
+def change_conversion(monkeypatch, change):
+    convert = fw.convert_
+
+    def broken(model, recipe):
+        report = convert(model, recipe)
+        with torch.no_grad():
+            for name in report.converted:
+                change(model.get_submodule(name))
+        return report
+
+    monkeypatch.setattr(fw, "convert_", broken)
+
+
+def test_a_network_that_overflows_by_itself_diverges(monkeypatch):
+    change_conversion(monkeypatch, lambda layer: layer.gain.fill_(1e20))
+    found = examine.examine(every()["timm/test_resnet"], "wa", prepared("timm/test_resnet"))
+    assert (found["outcome"], found["step"]) == ("diverges", "train")
+    assert "the output holds NaN or infinity on the input" in found["reason"]
+
+
+def test_an_overflow_that_float64_does_not_have_is_a_failure(monkeypatch):
+    def overflow_in_float32(layer):
+        layer.register_forward_hook(
+            lambda _layer, _inputs, y: y if y.dtype == torch.float64 else y * math.inf
+        )
+
+    change_conversion(monkeypatch, overflow_in_float32)
+    found = examine.examine(every()["timm/test_resnet"], "wa", prepared("timm/test_resnet"))
+    assert (found["outcome"], found["step"]) == ("failed", "train")
+
+
 def test_refusals_have_the_reason():
     found = examine.examine(every()["timm/test_resnet"], "gn(7)+ws", prepared("timm/test_resnet"))
     assert found["outcome"] == "refused"
@@ -172,6 +213,7 @@ def test_parameters_are_counted_without_memory():
         ("timm/convit_tiny", "32 px"),  # a side that its builder is told
         ("timm/crossvit_9_240", "240 px"),  # the one that it was made for
         ("torchvision/r3d_18", "4 x 32 px"),
+        ("torchvision/mvit_v2_s", "4 x 32 px"),  # its builder does not take it
     ],
 )
 def test_smallest_inputs(name, size):
@@ -266,6 +308,10 @@ def test_page_counts_and_gives_reasons():
     assert "1. 2 pairs; timm/vgg13, wa: conv1 (StdConv) is 3 wide\\|tall;" in text
     assert "2. 1 pair; torchvision/raft_small, wa: train: gone" in text
     assert "it had not come to the end of 3 of them" in text
+    assert "## Not examined" not in text
+    text = page(Scope("python -m x", chosen[:1], chosen, 7, 100, {"torch": "9"}), {})
+    assert "No architecture of 2 families was examined" in text
+    assert "\n- timm: vgg.\n\n- torchvision: optical_flow.raft.\n" in text
 
 
 # The command.
@@ -280,10 +326,14 @@ def test_the_command_writes_a_page_and_carries_on(tmp_path):
     words = ("--only", "timm/test_v*t", "--recipes", "wa,gn+ws")
     result = run(tmp_path, *words)
     assert result.exit_code == 0, result.output
-    assert "passed: 2\nrefused: 0\nfailed: 0" in result.stdout
+    assert "passed: 2\nrefused: 0\ndiverges: 0\nfailed: 0" in result.stdout
     assert "2 pairs of architecture and recipe to examine." in result.stderr
     text = (tmp_path / "docs/page.md").read_text()
     assert "| timm | vision_transformer: vit | test_vit | passed | - | passed |" in text
+    command = (
+        "    python -m filterwise.lab.compatibility --only 'timm/test_v*t' --recipes wa,gn+ws\n"
+    )
+    assert command in text
     lines = (tmp_path / "out/pairs.jsonl").read_text().splitlines()
     assert {json.loads(line)["outcome"] for line in lines} == {"passed"}
     again = run(tmp_path, *words)

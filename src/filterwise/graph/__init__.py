@@ -9,5 +9,6 @@ from __future__ import annotations
 
 from filterwise.graph.branches import Branch
 from filterwise.graph.flow import Flow, trace
+from filterwise.graph.writers import out_of_place
 
-__all__ = ["Branch", "Flow", "trace"]
+__all__ = ["Branch", "Flow", "out_of_place", "trace"]

@@ -12,6 +12,7 @@ from filterwise.graph.made_up import made_up_inputs
 from filterwise.graph.nodes import Builder, Graph, leaves
 from filterwise.graph.observed import observe
 from filterwise.graph.symbolic import trace_symbols
+from filterwise.graph.writers import writers
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -204,6 +205,27 @@ class Flow:
                     settled.add(user)
                     waiting.append(user)
         return bool(calls)
+
+    def writers(self, norm: str, removed: Collection[str]) -> list[Node] | None:
+        """Return the calls that would write over a norm's input if the norm made no new tensor.
+
+        Empty where nobody else needs the input as it was.
+
+        Args:
+            norm: Name of the norm that is removed.
+            removed: Names of all norms that are.
+
+        Returns:
+            Calls that work in place; None where it is not known which follow.
+        """
+        if self.how == "registration order":
+            return None
+        found = [
+            writers(graph, norm, removed)
+            for graph in (self._graph, self._other)
+            if graph is not None and norm in graph.calls
+        ]
+        return [node for nodes in found for node in nodes] if found else None
 
     def branches(self) -> list[Branch]:
         """Return the residual branches, in forward order; none by registration order."""

@@ -90,6 +90,7 @@ class Node:
         weight: Whether a weight is applied; true for a function that takes a weight, too.
         norm: Whether the called module is an activation norm.
         normalizes: Whether the call fixes the scale of what passes.
+        in_place: Whether the call writes its result over an input.
     """
 
     operation: str
@@ -99,6 +100,7 @@ class Node:
     weight: bool = False
     norm: bool = False
     normalizes: bool = False
+    in_place: bool = False
 
     @property
     def same(self) -> bool:
@@ -223,6 +225,7 @@ class Builder:
             bool(layers) and not norm,
             norm,
             norms.normalizes(module),
+            any(getattr(part, "inplace", False) is True for part in module.modules()),
         )
         return self._append(node)
 
@@ -233,6 +236,7 @@ class Builder:
         parameters: Iterable[nn.Parameter] = (),
         *,
         foreign: bool = False,
+        in_place: bool = False,
     ) -> int | None:
         """Add the call of a function.
 
@@ -241,6 +245,7 @@ class Builder:
             inputs: Nodes whose output it takes.
             parameters: Parameters that it takes.
             foreign: Whether it is none of torch's, so that it may do anything with a parameter.
+            in_place: Whether it writes its result over an input.
 
         Returns:
             Its index; None where its result carries no signal from the model's input.
@@ -259,6 +264,7 @@ class Builder:
             layers=layers if weight else (),
             weight=weight,
             normalizes=name in NORM_OPERATIONS,
+            in_place=in_place,
         )
         return self._append(node)
 

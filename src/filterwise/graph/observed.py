@@ -89,7 +89,9 @@ class _Watch(TorchFunctionMode):
         made = list(_tensors(result))
         if made or written:
             parameters = [tensor for tensor in taken if isinstance(tensor, nn.Parameter)]
-            place = self.builder.operate(_name(func), self.places(taken), parameters)
+            place = self.builder.operate(
+                _name(func), self.places(taken), parameters, in_place=bool(written)
+            )
             self._finish(made, written, place)
         return result
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 __all__ = ["trace_symbols"]
 
+IN_PLACE_OPERATORS = {"iadd", "iand", "imatmul", "imul", "ior", "ipow", "isub", "itruediv"}
 TENSOR_ATTRIBUTES = {"H", "T", "imag", "mH", "mT", "real"}
 
 
@@ -85,7 +86,11 @@ def _read(traced: fx.Graph, model: nn.Module, builder: Builder) -> None:
             parameters = [_parameter(model, source) for source in node.all_input_nodes]
             known = [parameter for parameter in parameters if parameter is not None]
             places[node] = builder.operate(
-                _operation(node), inputs, known, foreign=_is_foreign(node)
+                _operation(node),
+                inputs,
+                known,
+                foreign=_is_foreign(node),
+                in_place=_is_in_place(node),
             )
 
 
@@ -97,6 +102,20 @@ def _operation(node: fx.Node) -> str:
         return name
     # Sizes, dtypes and devices are no signal.
     return "attribute" if node.args[1] in TENSOR_ATTRIBUTES else "size"
+
+
+def _is_in_place(node: fx.Node) -> bool:
+    """Tell ``x.add_(y)``, ``x += y`` and ``relu(x, inplace=True)``."""
+    name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "")
+    if name.endswith("_") and not name.endswith("__"):
+        return True
+    if getattr(node.target, "__module__", "") == "_operator":
+        return name in IN_PLACE_OPERATORS
+    try:
+        given = inspect.signature(node.target).bind(*node.args, **node.kwargs)  # pyright: ignore[reportArgumentType]
+    except (TypeError, ValueError):  # a method's name, or a function without a signature
+        return node.kwargs.get("inplace") is True
+    return given.arguments.get("inplace") is True
 
 
 def _is_foreign(node: fx.Node) -> bool:

@@ -7,11 +7,12 @@ import warnings
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from torch import nn
 
@@ -156,7 +157,19 @@ def build(one: Architecture, options: Mapping[str, Any] | None = None) -> nn.Mod
             given["weights_backbone"] = None
         if one.family.rpartition(".")[2] in ("googlenet", "inception"):
             given["init_weights"] = True  # silences a warning of torchvision
+        if one.family == "video.mvit":
+            return _mvit(builder, given).train()
         return builder(**given).train()
+
+
+def _mvit(builder: Callable[..., nn.Module], given: dict[str, Any]) -> nn.Module:
+    """Build an MViT for clips of another size, which its builders write out and do not take."""
+    from torchvision.models.video import mvit
+
+    sizes = {word: given.pop(word) for word in ("spatial_size", "temporal_size") if word in given}
+    made = mvit._mvit
+    with mock.patch.object(mvit, "_mvit", lambda **words: made(**{**words, **sizes})):
+        return builder(**given)
 
 
 def count_parameters(one: Architecture) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 LARGEST = 100_000_000
+OUTCOMES = ("passed", "refused", "diverges", "failed", "unfit")
 PROGRAM = "python -m filterwise.lab.compatibility"
 
 app = typer.Typer(
@@ -103,7 +103,8 @@ def compatibility(
             return end is not None and time.monotonic() > end
 
         with records.claim():
-            scope = _scope(records, terminal, processes, (the_sample, every, only), is_over)
+            choice = (the_sample, every, only)
+            scope = _scope(records, terminal, processes, choice, chosen, is_over)
             try:
                 _examine(scope, records, terminal, chosen, processes, seconds, is_over, resume)
             finally:
@@ -122,6 +123,7 @@ def _scope(
     terminal: Terminal,
     processes: int,
     choice: tuple[bool, bool, str],
+    recipes: Sequence[str],
     stop: Callable[[], bool],
 ) -> Scope:
     the_sample, every_one, only = choice
@@ -141,9 +143,18 @@ def _scope(
             first = set(wanted)
             rest = [one for one in every if str(one) in small and one not in first]
             wanted += sorted(rest, key=lambda one: small[str(one)])
-    command = f"{PROGRAM} {shlex.join(sys.argv[1:])}".strip()
+    command = f"{PROGRAM} {shlex.join(_words(choice, recipes))}"
     large = len(parameters) - len(small)
     return Scope(command, wanted, every, large, LARGEST, records.about)
+
+
+def _words(choice: tuple[bool, bool, str], recipes: Sequence[str]) -> list[str]:
+    """Return the options that say what is examined; where and how fast is nobody else's matter."""
+    the_sample, every_one, only = choice
+    words = ["--sample" if the_sample else "--all" if every_one else "--families"]
+    if only:
+        words = ["--only", only]
+    return words if tuple(recipes) == RECIPES else [*words, "--recipes", ",".join(recipes)]
 
 
 def _sizes(
@@ -215,7 +226,7 @@ def _tell(
     pairs = records.pairs()
     wanted = [(str(one), recipe) for one in scope.wanted for recipe in recipes]
     outcomes = [pairs[pair]["outcome"] for pair in wanted if pair in pairs]
-    for word in ("passed", "refused", "failed", "unfit"):
+    for word in OUTCOMES:
         terminal.print(f"{word}: {outcomes.count(word)}")
     terminal.print(f"left: {len(wanted) - len(outcomes)}")
     terminal.print(f"Page: {to}")

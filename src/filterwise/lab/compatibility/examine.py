@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import time
 import warnings
 import zlib
@@ -19,7 +20,7 @@ from filterwise.lab.compatibility.inputs import Prepared, loss_of, prepare
 from filterwise.lab.errors import reason
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from filterwise.lab.compatibility.architectures import Architecture
 
@@ -27,11 +28,17 @@ __all__ = ["RECIPES", "Failed", "examine", "is_widened"]
 
 RECIPES = ("gn+ws", "bn+ws", "wa", "pws", "sws", "equinorm")
 LEARNING_RATE = 1e-3
+HUGE = 1e18
+"""Numbers whose squares float32 cannot hold."""
 BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
 class Failed(Exception):
     """A step of the examination that did not come out as promised."""
+
+
+class NotFinite(Failed):
+    """A step whose numbers are NaN or infinite."""
 
 
 def is_widened(one: Architecture, recipe: str) -> bool:
@@ -48,8 +55,9 @@ def examine(one: Architecture, recipe: str, prepared: Prepared | None = None) ->
         prepared: The architecture as it runs, made once for several recipes; it is not changed.
 
     Returns:
-        ``outcome`` ("passed", "refused", "failed", or "unfit" where the plain architecture does
-        not run here), ``step`` and ``reason`` where it is not passed, ``size`` of the input,
+        ``outcome`` ("passed", "refused", "diverges" where its numbers leave float32's range and
+        `check` says so, "failed", or "unfit" where the plain architecture does not run here),
+        ``step`` and ``reason`` where it is not passed, ``size`` of the input,
         ``converted`` (number of layers), ``graph`` (how it was found what follows what),
         ``difference`` (relative, of the folded model; ``difference64`` on float64 copies),
         ``depends`` (the same of the model with its raw weights) and ``seconds``.
@@ -61,6 +69,10 @@ def examine(one: Architecture, recipe: str, prepared: Prepared | None = None) ->
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             examination.run(prepared)
+    except NotFinite as error:
+        found.update(_failure(examination.step, error))
+        if examination.step in ("train", "evaluate"):
+            found.update(_quietly(examination.diverges))
     except fw.ConversionError as error:
         if examination.step == "convert":
             found.update(outcome="refused", step="convert", reason=reason(error))
@@ -72,6 +84,16 @@ def examine(one: Architecture, recipe: str, prepared: Prepared | None = None) ->
         found["outcome"] = "unfit"
     found["seconds"] = round(time.perf_counter() - started, 2)
     return found
+
+
+def _quietly(function: Callable[[], dict[str, str]]) -> dict[str, str]:
+    """Return what comes out; nothing where the function raises."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return function()
+    except Exception:
+        return {}
 
 
 def _failure(step: str, error: Exception) -> dict[str, str]:
@@ -124,14 +146,14 @@ class _Examination:
         with _seeded(), verify.evaluating(plain):
             output = plain(*self.prepared.inputs)
         if not _is_finite(output):
-            raise Failed("the plain model's own output is not finite")
+            raise NotFinite("the plain model's own output is not finite")
 
     def train(self, model: nn.Module) -> None:
         self.step = "train"
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         for parameter in self.optimize(model):
             if not bool(parameter.isfinite().all()):
-                raise Failed(f"{names[id(parameter)]} is not finite after the optimizer's step")
+                raise NotFinite(f"{names[id(parameter)]} is not finite after the optimizer's step")
 
     def optimize(self, model: nn.Module) -> list[nn.Parameter]:
         """Take one optimizer step; return the parameters that got a gradient."""
@@ -142,11 +164,11 @@ class _Examination:
         with _seeded():
             output = model(*self.prepared.inputs, *copy.deepcopy(self.prepared.more))
             if not _is_finite(output):
-                raise Failed("the output in training is not finite")
+                raise NotFinite("the output in training is not finite")
             loss_of(output).backward()
         for name, parameter in model.named_parameters():
             if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
-                raise Failed(f"the gradient of {name} is not finite")
+                raise NotFinite(f"the gradient of {name} is not finite")
         trained = [parameter for parameter in model.parameters() if parameter.grad is not None]
         optimizer.step()
         optimizer.zero_grad()
@@ -154,11 +176,65 @@ class _Examination:
 
     def evaluate(self, model: nn.Module) -> Any:
         self.step = "evaluate"
+        self.trained = model
+        # Statistics of the weights as they are now: one step from two samples moves them far.
+        with _seeded(), torch.no_grad():
+            model(*self.prepared.inputs, *copy.deepcopy(self.prepared.more))
         model.eval()
         expected = self.output(model)
         if not _is_finite(expected):
-            raise Failed("the output in evaluation is not finite")
+            raise NotFinite("the output in evaluation is not finite")
+        self.step = "in-place activations"
+        other = copy.deepcopy(model)
+        activations: list[Any] = [one for one in other.modules() if hasattr(one, "inplace")]
+        for module in activations:
+            if module.inplace is True:
+                module.inplace = False
+        self.same(expected, self.output(other), "the model without in-place activations")
         return expected
+
+    def diverges(self) -> dict[str, str]:
+        """Tell a network that grows without bound from arithmetic that is wrong.
+
+        It grows if its numbers are as large on a float64 copy, and `check` says it to who asks.
+        """
+        if self.step == "train":
+            model = copy.deepcopy(self.plain)
+            fw.convert_(model, self.recipe)
+        else:
+            model = self.trained
+        findings = fw.check(model, input=self.prepared.inputs)
+        told = [one for one in findings if one.level in ("error", "warning")]  # errors first
+        if not told or self.largest(model) < HUGE:
+            return {}
+        return {
+            "outcome": "diverges",
+            "reason": f"{told[0].layer}: {told[0].what}; {told[0].why}",
+        }
+
+    def largest(self, model: nn.Module) -> float:
+        """Return the largest output or gradient in a float64 copy, in the step that failed."""
+        wide, sizes = verify.widened(model), [0.0]
+
+        def note(tensor: torch.Tensor) -> None:
+            if tensor.numel():  # NaN tells no size
+                sizes.append(float(tensor.detach().abs().nan_to_num(0.0, math.inf).max()))
+
+        def watch(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            for tensor in verify.floating_tensors(output):
+                note(tensor)
+                if tensor.requires_grad:
+                    tensor.register_hook(note)
+
+        for module in wide.modules():
+            module.register_forward_hook(watch)
+        inputs = _widened(self.prepared.inputs)
+        with _default_float64(), _seeded():
+            if self.step == "train":
+                loss_of(wide.train()(*inputs, *_widened(self.prepared.more))).backward()
+            else:
+                wide.eval()(*inputs)
+        return max(sizes)
 
     def output(self, model: nn.Module) -> Any:
         with _seeded(), torch.no_grad():

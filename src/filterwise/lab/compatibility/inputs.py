@@ -27,6 +27,7 @@ BATCH = 2
 SIDES = (32, 64, 96, 128, 160, 192, 224, 256, 299, 320, 384, 448, 512)
 CLIPS = ((4, 32), (8, 32), (8, 64), (16, 64), (16, 112), (16, 224))
 DETECTION_SIDE = 64
+BOXES = 16
 FLOW_SIDE = 128
 SEED = 0
 
@@ -82,7 +83,8 @@ def prepare(one: Architecture) -> Prepared:
         raise LabError(f"takes none of the sizes tried: {type(error).__name__}: {reason(error)}")
     torch.manual_seed(SEED)
     words = " x ".join(str(number) for number in size.shape[2:-1])
-    return Prepared(build(one, size.options), f"{words} px", (torch.randn(size.shape),))
+    # Pixels without a mean taken off: EquiNorm balances filters by positive means.
+    return Prepared(build(one, size.options), f"{words} px", (torch.rand(size.shape),))
 
 
 def _pictures(one: Architecture) -> Iterator[_Try]:
@@ -145,6 +147,9 @@ def _detection(one: Architecture) -> Prepared:
     # Every box counts: with random weights none is sure enough to be found otherwise.
     word = "box_score_thresh" if "rcnn" in one.name else "score_thresh"
     options: dict[str, Any] = {word: 0.0}
+    if "rcnn" in one.name:  # a head runs for each box
+        options.update(rpn_post_nms_top_n_train=BOXES, rpn_post_nms_top_n_test=BOXES)
+        options.update(box_batch_size_per_image=BOXES, box_detections_per_img=BOXES)
     if not one.family.startswith("detection.ssd"):  # they take one size
         options.update(min_size=DETECTION_SIDE, max_size=DETECTION_SIDE)
     model = build(one, options)

@@ -21,8 +21,9 @@ KINDS = ("classification", "detection", "segmentation", "video", "optical flow",
 WORDS = {
     "passed": "passed",
     "refused": "refused",
+    "diverges": "diverges",
     "failed": "failed",
-    "unfit": "not examined",
+    "unfit": "plain model does not run",
 }
 HEAD = """# Compatibility
 
@@ -39,7 +40,8 @@ A pair of architecture and recipe *passed* when all of this held:
 1. `convert_` converts it.
 2. In training mode the output is finite, one backward pass gives finite gradients, and after one
    step of Adam every parameter is finite.
-3. In evaluation mode the output is finite.
+3. In evaluation mode the output is finite, and the same to the bit when no activation works in
+   place: none writes over what a shortcut reads.
 4. `fold` gives a model in which every layer has the class it had before, and whose outputs are
    equal to 1e-4 of the largest (float32; where it is more, to 1e-9 on float64 copies). One recipe
    of each architecture is folded in float64 too and must be equal to 1e-9.
@@ -50,7 +52,15 @@ A pair of architecture and recipe *passed* when all of this held:
    that were replaced and of parameters that the conversion added.
 
 *Refused* means that `convert_` raised a `ConversionError` and left the model as it was; the reasons
-stand below the tables. *Failed* is anything else.
+stand below the tables.
+
+*Diverges* means that the network, converted, computes numbers beyond float32's range, that a
+float64 copy computes numbers as large (beyond 1e18, whose squares float32 cannot hold), and that
+`check(model, input=...)` says so as an error or a warning, its first words standing below. Nothing
+is wrong with the arithmetic then: with random weights and the norms taken away, or with inputs that
+the method is not made for, nothing holds the activations any more. Gates and squared activations,
+which multiply them with each other, are one such case; EquiNorm behind linear depthwise
+convolutions, whose outputs have no positive mean, is the other. *Failed* is anything else.
 """
 
 
@@ -122,6 +132,7 @@ def page(scope: Scope, pairs: Mapping[tuple[str, str], Mapping[str, Any]]) -> st
     date = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     lines = [HEAD.format(command=scope.command, versions=versions, date=date)]
     lines += ["## How far", "", *_how_far(scope, kept), ""]
+    lines += _not_examined(scope, kept)
     reasons = _Reasons()
     for kind in KINDS:
         table = list(_table([one for one in scope.every if one.kind == kind], kept, reasons))
@@ -154,14 +165,13 @@ def _how_far(scope: Scope, pairs: Mapping[tuple[str, str], Mapping[str, Any]]) -
             " repair, what had failed was examined again and what had passed was not."
         )
     yield ""
-    yield "| recipe | passed | refused | failed | plain model does not run | most seconds |"
+    yield f"| recipe | {' | '.join(WORDS.values())} |"
     yield "|---|--:|--:|--:|--:|--:|"
     for recipe in RECIPES:
         mine = [line for (_, other), line in pairs.items() if other == recipe]
         counts = Counter(line["outcome"] for line in mine)
-        most = max((line["seconds"] for line in mine), default=0.0)
-        numbers = [counts[word] for word in ("passed", "refused", "failed", "unfit")]
-        yield f"| `{recipe}` | {' | '.join(map(str, numbers))} | {most:.0f} |"
+        numbers = [counts[word] for word in WORDS]
+        yield f"| `{recipe}` | {' | '.join(map(str, numbers))} |"
     differences = [line["difference"] for line in pairs.values() if "difference" in line]
     wide = [line["difference64"] for line in pairs.values() if "difference64" in line]
     if differences:
@@ -174,9 +184,32 @@ def _how_far(scope: Scope, pairs: Mapping[tuple[str, str], Mapping[str, Any]]) -
     blind = sum(line.get("depends") == 0 for line in pairs.values())
     if blind:
         yield (
-            f"In {blind} pairs raw weights gave the same outputs as effective ones (detectors that"
-            " found nothing, say): there the comparison of the folded model shows nothing."
+            f"In {blind} pair{'s' * (blind > 1)} raw weights gave the same outputs as effective"
+            " ones (detectors that found nothing, say): there the comparison of the folded model"
+            " shows nothing."
         )
+
+
+def _not_examined(
+    scope: Scope, pairs: Mapping[tuple[str, str], Mapping[str, Any]]
+) -> Iterable[str]:
+    """Yield the families of which no architecture was examined, by library."""
+    seen = {name for name, _ in pairs}
+    known = {(one.library, one.family) for one in scope.every if str(one) in seen}
+    left = {(one.library, one.family) for one in scope.every} - known
+    if not left:
+        return
+    yield "## Not examined"
+    yield ""
+    yield (
+        f"No architecture of {len(left)} families was examined, some of which have none below"
+        f" {scope.limit / 1e6:.0f} M parameters."
+    )
+    for library in sorted({library for library, _ in left}):
+        families = sorted(family for home, family in left if home == library)
+        yield ""
+        yield f"- {library}: {', '.join(families)}."
+    yield ""
 
 
 def _families(architectures: Iterable[Architecture], names: Iterable[str] | None = None) -> int:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Records", "source_digest"]
 
 LIBRARIES = ("torch", "torchvision", "timm")
-DONE = ("passed", "refused", "unfit")
+DONE = ("passed", "refused", "diverges", "unfit")
 
 
 def source_digest() -> str:
