@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import timm
 import torchvision
-from timm.layers import StdConv2d, StdConv2dSame
+from timm.layers.hybrid_embed import HybridEmbed
+from timm.layers.std_conv import StdConv2d, StdConv2dSame
 from timm.models import nfnet
 from timm.models.resnetv2 import ResNetV2
 from timm.models.vision_transformer import VisionTransformer
-from timm.models.vision_transformer_hybrid import HybridEmbed
+from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
@@ -54,7 +55,7 @@ def _timm(name: str) -> Callable[[], nn.Module]:
     return partial(timm.create_model, name, num_classes=CLASSES)
 
 
-def _small_resnet(**options: int) -> torchvision.models.ResNet:
+def _small_resnet(**options: Any) -> torchvision.models.ResNet:
     return torchvision.models.ResNet(Bottleneck, [1, 1, 1, 1], num_classes=CLASSES, **options)
 
 
@@ -78,7 +79,7 @@ def _small_bit() -> nn.Module:
 
 def _small_hybrid() -> nn.Module:
     trunk = ResNetV2(
-        (1, 1, 1),
+        [1, 1, 1],
         channels=(128, 128, 256),
         num_classes=0,
         global_pool="",
@@ -108,7 +109,7 @@ def _small_deeplab() -> nn.Module:
     resnet = torchvision.models.ResNet(
         Bottleneck, [1, 1, 1, 1], replace_stride_with_dilation=[False, True, False]
     )
-    trunk = torchvision.models._utils.IntermediateLayerGetter(resnet, {"layer3": "out"})
+    trunk = IntermediateLayerGetter(resnet, {"layer3": "out"})
     return DeepLabV3(trunk, DeepLabHead(1024, CLASSES))
 
 

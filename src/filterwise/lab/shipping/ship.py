@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torchvision.models.resnet import BasicBlock, Bottleneck
 
 import filterwise as fw
@@ -16,7 +17,7 @@ from filterwise.verify import floating_tensors, relative_difference
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from filterwise.lab.shipping.architectures import Architecture
 
@@ -105,10 +106,7 @@ def ship(
             fw.convert_(model, one.recipe, exclude=list(one.exclude) or None)
     if not fw.describe(model):
         raise ValueError(f"{one.name}: no layer is filterwise's")
-    with torch.no_grad():
-        for _ in range(SETTLING):
-            model.train()(settling + 0.2)
-    model.eval()
+    _settle(model, settling + 0.2)
     folded = fw.fold_report(model, example_input=x)
     files, rounding = {}, {}
     for kind in kinds:
@@ -146,7 +144,22 @@ def _move(model: nn.Module) -> None:
                 parameter.add_(0.1 * torch.randn_like(parameter))
         for module in model.modules():
             if isinstance(module, BasicBlock | Bottleneck):
-                getattr(module, "bn3", module.bn2).weight.mul_(BRANCH)
+                last: nn.Module = getattr(module, "bn3", module.bn2)
+                last.get_parameter("weight").mul_(BRANCH)
+
+
+def _settle(model: nn.Module, x: Tensor) -> None:
+    """Take running statistics from batches alone: mixed with their start, they fit no layer."""
+    norms = [one for one in model.modules() if isinstance(one, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None
+    with torch.no_grad():
+        for _ in range(SETTLING):
+            model.train()(x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.eval()
 
 
 def _run(model: nn.Module, x: Tensor) -> Any:
