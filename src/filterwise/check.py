@@ -24,6 +24,7 @@ from filterwise.findings import (
 from filterwise.first_step import first_step_findings
 from filterwise.graph import trace
 from filterwise.graph.untouched import random_states
+from filterwise.guard import unguarded
 from filterwise.headroom import headroom_findings
 from filterwise.host import converted, gain_of, is_converted, state_of
 from filterwise.merge import is_batch_norm, is_frozen
@@ -102,6 +103,7 @@ def check(
         findings += foreign_findings(model)
         if layers:
             findings += _flow_findings(model, layers, arguments)
+            findings += _mergers(model)
         findings += headroom_findings(model, arguments)
         findings += _small_batch(model, batch_size)
         findings += _large_steps(model, layers, lr)
@@ -167,6 +169,17 @@ def _flow_findings(
         and not state_of(module).preserve
         and not flow.normalized(name)
     ]
+    for name, module in layers.items():
+        if name not in bare and _was_fused(model, name, module) and not flow.normalized(name):
+            yield Finding(
+                "warning",
+                name,
+                f"converted with {state_of(module).recipe}, and an Identity stands where the norm"
+                " would be",
+                "if a BatchNorm was fused into the raw weight after the conversion, the method"
+                " takes its factor out again, and the model computes something else",
+                "go back to the checkpoint before, and use fold(model, bn=True)",
+            )
     for name in bare:
         yield _unnormalized(model, name, layers[name], flow, everywhere=len(bare) == len(layers))
     if not any(norms.normalizes(module) for module in model.modules()):
@@ -196,6 +209,25 @@ def _unnormalized(
         what += " (guessed from the order of registration)"
         return Finding("note", name, what, why, f"give input= to see what follows, or {fix}")
     return Finding("error" if everywhere else "warning", name, what, why, fix)
+
+
+def _was_fused(model: nn.Module, name: str, module: nn.Module) -> bool:
+    """Tell a layer whose recipe has a norm, and behind which an Identity stands."""
+    has_norm = re.match(r"(bn|keep)\b", state_of(module).recipe)
+    return bool(has_norm) and _stands_before_identity(model, name)
+
+
+def _mergers(model: nn.Module) -> Iterator[Finding]:
+    """Find modules that could merge norms into raw weights: `convert_` saw only a part of them."""
+    for name, module, method in unguarded(model):
+        yield Finding(
+            "warning",
+            name,
+            f"{type(module).__name__}.{method}() may merge norms into the raw weights of converted"
+            " layers",
+            "these do not compute with their raw weights, so the merged model is another one",
+            "fold(model) first; a folded model can be merged",
+        )
 
 
 def _stands_before_identity(model: nn.Module, name: str) -> bool:

@@ -94,7 +94,7 @@ def watched_layers(model: nn.Module, arguments: tuple[Any, ...] | None = None) -
             continue
         if one.is_converted or one.layout.fan_in(weight.shape) >= LEAST_FAN_IN:
             last = flow.is_last(one.name)
-            found.append(Watched(one.name, one.module, one.parameter, one.layout, last))
+            found.append(Watched(one.name, one.path, one.module, one.parameter, one.layout, last))
     return found
 
 
