@@ -148,6 +148,8 @@ def test_the_figures_are_curves_a_sweep_and_bars(full):
     names = re.findall(r'<h3 id="toy-table1-full-error-([a-z]+)-title"', page)
     assert names == ["curves", "batch", "rows"]
     assert "diverged: “none, 64” (3)" in page
+    # The parts are what a method was run under in several ways.
+    assert re.findall(r">(batch \d+)<", page) == ["batch 8", "batch 64"]
 
 
 @pytest.mark.usefixtures("full")
