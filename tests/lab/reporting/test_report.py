@@ -162,7 +162,8 @@ def test_markdown_says_the_same_and_its_figures_lie_beside_it(home, shrunk):
     files = re.findall(r"\]\(([^)]+\.png)\)", text)
     assert len(files) == 3
     for name in files:
-        assert Image.open(home / "docs" / name).size[0] > 1000
+        with Image.open(home / "docs" / name) as image:
+            assert image.size[0] > 1000
     rows = [each for each in text.splitlines() if each.startswith("|")]
     widths = [len(re.findall(r"(?<!\\)\|", each)) for each in rows]
     assert min(widths) > 2
