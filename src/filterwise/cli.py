@@ -8,7 +8,9 @@ from importlib.util import find_spec
 __all__ = ["main"]
 
 NEEDED = {
+    "faster_coco_eval": "faster-coco-eval",
     "filelock": "filelock",
+    "h5py": "h5py",
     "jinja2": "jinja2",
     "lightning_fabric": "lightning-fabric",
     "matplotlib": "matplotlib",
@@ -22,6 +24,7 @@ NEEDED = {
     "timm": "timm",
     "torchmetrics": "torchmetrics",
     "torchvision": "torchvision",
+    "trimesh": "trimesh",
     "typer": "typer",
     "yaml": "pyyaml",
 }

@@ -10,6 +10,15 @@
     live            steps of small pictures that live on the device, augmented there
     stream          steps of large pictures, read from disk as they are needed
     augment         pad and crop, flip, erase: a different draw for each picture of a batch
+    samples         steps of samples that differ in size, read as they are needed
+    detection       pictures with objects in them, by layout
+    coco            COCO JSON
+    voc             Pascal VOC's XML and lists
+    clips           folders of frames, with lists
+    clouds          clouds of points and meshes, with lists
+    maps            pictures with a map of classes
+    scenes          a picture, its boxes, classes and masks
+    faults          entries that cannot be learned from
     order           whose turn it is: order of an epoch, shares of processes, subsets
 """
 

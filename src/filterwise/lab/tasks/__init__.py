@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 __all__ = ["TASKS", "make_task"]
 
-TASKS = {"classification": "filterwise.lab.tasks.classification:Classification"}
+TASKS = {
+    "classification": "filterwise.lab.tasks.classification:Classification",
+    "detection": "filterwise.lab.tasks.detection:Detection",
+    "segmentation": "filterwise.lab.tasks.segmentation:Segmentation",
+    "video": "filterwise.lab.tasks.video:Video",
+    "points": "filterwise.lab.tasks.points:Points",
+}
 """Every task by its name: the class that makes it, from settings and a Fabric."""
 
 

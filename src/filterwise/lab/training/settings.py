@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field, field_validator, model_validator
 
 from filterwise.lab.checking import checked_values
 from filterwise.lab.settings import Frozen
+from filterwise.lab.training.options import ClassificationOptions, TaskOptions, of_the_task
 from filterwise.lab.training.schedules import Constant, Schedule
 from filterwise.recipe import Recipe
 
@@ -71,6 +72,7 @@ class DataSettings(Frozen):
             ``unit``: values from 0 to 1.
         train_samples: So many of the training pictures, drawn once for all seeds; None: all.
         test_samples: Likewise of the test pictures.
+        skip_bad: Leave out entries that are faulty and count them; else they are refused.
     """
 
     name: str = "digits"
@@ -79,6 +81,7 @@ class DataSettings(Frozen):
     scaling: Literal["standardize", "unit"] = "standardize"
     train_samples: Count | None = None
     test_samples: Count | None = None
+    skip_bad: bool = False
     augmentation: Augmentation = Augmentation()
 
     @property
@@ -266,6 +269,7 @@ class TrainingSettings(Frozen):
         precision: Of forward and backward; weights are kept in float32 (float64 for ``64-true``).
         deterministic: Refuse operations that cannot be repeated to the bit.
         evaluate_every: Epochs from one evaluation to the next.
+        options: What the task asks for beside the rest.
         execution: Not part of the run's identity.
     """
 
@@ -278,7 +282,13 @@ class TrainingSettings(Frozen):
     precision: Literal["32-true", "64-true", "bf16-mixed"] = "32-true"
     deterministic: bool = False
     evaluate_every: Count = 1
+    options: TaskOptions = ClassificationOptions()
     execution: Execution = Execution()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _options_of_the_task(cls, values: Any) -> Any:
+        return of_the_task(values)
 
     @model_validator(mode="after")
     def _schedule_fits(self) -> TrainingSettings:
@@ -325,7 +335,8 @@ def checked_training(values: dict[str, Any], where: str = "settings") -> Trainin
     """Return the settings that nested values mean.
 
     Args:
-        values: As a recipe or a command line has them.
+        values: As a recipe or a command line has them; ``options`` need not name their ``kind``,
+            which is the task.
         where: What the message begins with: a file, say.
 
     Raises:

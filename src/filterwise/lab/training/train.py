@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["train"]
 
-ONE_VALUE = "Expected more than 1 value per channel"
+ONE_VALUE = ("Expected more than 1 value per channel", "Expected more than 1 spatial element")
 
 
 def train(
@@ -126,7 +126,7 @@ class _Run:
         try:
             run(self._stepper, plan, self._position, self)
         except ValueError as error:
-            if ONE_VALUE not in str(error):
+            if not any(words in str(error) for words in ONE_VALUE):
                 raise
             why = "the norm sees one value a channel, which torch refuses to train on"
         finally:
