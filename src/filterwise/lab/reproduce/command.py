@@ -285,8 +285,9 @@ def show_plan(found: Reproduction, terminal: Terminal) -> None:
     )
     if found.asked.budget == "full":
         cost = found.experiment.recipe.cost
+        seeds = "one seed" if cost.seeds == 1 else f"{cost.seeds} seeds"
         terminal.print(
-            f"The recipe's own estimate for one seed of each row: {cost.gpu_hours:g} h on one large"
+            f"The recipe's own estimate for {seeds} of each row: {cost.gpu_hours:g} h on one large"
             f" GPU (bf16, compiled), {cost.cpu_hours:g} h on two CPU cores."
         )
 
