@@ -115,3 +115,10 @@ def dom(folder, page, click):
         timeout=120,
     )
     return done.stdout
+
+
+@pytest.mark.parametrize("name", ["wa/fig2", "wa/fig4"])
+def test_reproduce_names_the_command_that_draws_a_figure(name):
+    found = CliRunner().invoke(app, ["reproduce", name])
+    assert found.exit_code == 2
+    assert f"filterwise diagnose {name}" in found.output

@@ -53,6 +53,11 @@ class Entry:
     gather: Callable[[Runs], dict[str, Any]]
     draw: Callable[..., Plot]
 
+    @property
+    def is_the_papers(self) -> bool:
+        """Whether nothing stands in: the paper needs no data set for it either."""
+        return self.stand_in is not DIGITS
+
     def plot(self, made: Runs) -> Plot:
         """Run what has to be run, and draw."""
         return self.draw(**self.gather(made))

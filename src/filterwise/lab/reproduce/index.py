@@ -104,6 +104,15 @@ def _read(root: Path) -> tuple[tuple[str, ...], dict[str, _Entry]]:
 
 
 def _why(entry: _Entry) -> str:
+    from filterwise.lab.diagnosis.catalogue import FIGURES
+
+    if entry.id in FIGURES:
+        if FIGURES[entry.id].is_the_papers:
+            return f"it is drawn without training: filterwise diagnose {entry.id}"
+        return (
+            f"it is drawn from whole training runs; filterwise diagnose {entry.id} draws it from a"
+            " small stand-in on digits"
+        )
     if entry.runs_of:
         return f"it is drawn from {entry.runs_of}, and has no recipe of its own"
     return f"it has no recipe yet (task: {entry.task})"
