@@ -89,6 +89,19 @@ def test_fixup_nets_have_scalars_where_resnets_have_norms(depth):
     assert count(ARCHITECTURES[f"fixup_resnet{depth}_cifar"], 3, 10) == wanted
 
 
+def test_fixup_for_imagenet_has_the_large_stem():
+    model = ARCHITECTURES["fixup_resnet50"](3, 10, 0.25)
+    small = ARCHITECTURES["fixup_resnet50_cifar"](3, 10, 0.25)
+    assert model.conv1.weight.shape[2:] == (7, 7)
+    more = 3 * 16 * (7 * 7 - 3 * 3)
+    counts = [sum(each.numel() for each in net.parameters()) for net in (model, small)]
+    assert counts[0] == counts[1] + more
+    shapes = []
+    model.layer1.register_forward_hook(lambda _net, given, _out: shapes.append(given[0].shape))
+    model(torch.randn(1, 3, 64, 64))
+    assert shapes == [(1, 16, 16, 16)]
+
+
 @pytest.mark.parametrize(
     ("name", "parameters", "published"),
     [

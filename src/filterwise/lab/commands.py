@@ -5,26 +5,24 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 import filterwise as fw
-from filterwise.errors import ConversionError, RecipeError
-from filterwise.lab.errors import LabError, UsageError
+from filterwise.lab.errors import UsageError
+from filterwise.lab.reproduce.door import reproduce
 from filterwise.lab.settings import CompareSettings, checked
-from filterwise.lab.terminal import Terminal
+from filterwise.lab.terminal import Terminal, one_line
 from filterwise.recipe import split_recipes
 
 __all__ = ["app"]
 
 app = typer.Typer(
     name="filterwise",
-    help="Weight-space normalization for PyTorch: compare recipes, inspect and export models, list"
-    " methods.",
+    help="Weight-space normalization for PyTorch: compare recipes, reproduce the papers,"
+    " inspect and export models, list methods.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
@@ -100,7 +98,7 @@ def compare(
     combinations are trained. Interrupted, the same command carries on.
     """
     terminal = Terminal()
-    with _one_line(terminal):
+    with one_line(terminal):
         values: dict[str, Any] = {
             "recipes": tuple(split_recipes(recipes)),
             "nets": _words(net),
@@ -154,7 +152,7 @@ def inspect(
 ) -> None:
     """Show what a recipe would do to a model, layer by layer, and what is to be said against it."""
     terminal = Terminal()
-    with _one_line(terminal):
+    with one_line(terminal):
         parsed = fw.Recipe.parse(recipe)
         from filterwise.lab.inspection import inspect as look
 
@@ -220,7 +218,7 @@ def export(
     converted model before it gets its name; the figures are printed.
     """
     terminal = Terminal()
-    with _one_line(terminal):
+    with one_line(terminal):
         from filterwise.lab.exporting import ExportSettings, export_model
 
         settings = ExportSettings(
@@ -243,6 +241,51 @@ def export(
             terminal.raw(json.dumps(exported.to_dict(), indent=2, allow_nan=False))
         else:
             exported.show(terminal)
+
+
+@app.command(epilog="Example: filterwise report runs/reproduce --markdown docs/results.md")
+def report(
+    folder: Annotated[
+        str,
+        typer.Argument(
+            metavar="DIR",
+            help="Where filterwise reproduce left results.jsonl, or a folder of such folders.",
+        ),
+    ],
+    out: Annotated[
+        str | None,
+        typer.Option(help="The page. [default: report-BUDGET.html in DIR]", metavar="FILE"),
+    ] = None,
+    markdown: Annotated[
+        str | None,
+        typer.Option(
+            help="Write the same as Markdown, with the figures beside it.", metavar="FILE"
+        ),
+    ] = None,
+    recipe: Annotated[
+        list[str] | None,
+        typer.Option(help="File of a recipe of your own; may be given again.", metavar="FILE"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Set the runs of recipes beside the papers' numbers: tables and figures on one page."""
+    terminal = Terminal()
+    with one_line(terminal):
+        from pathlib import Path
+
+        from filterwise.lab.reporting.command import report as make
+
+        made = make(
+            Path(folder),
+            shlex.join(["filterwise", *sys.argv[1:]]),
+            out=Path(out) if out else None,
+            markdown_file=Path(markdown) if markdown else None,
+            recipes=recipe or (),
+        )
+        if as_json:
+            terminal.raw(json.dumps(made.to_dict(), indent=2, allow_nan=False))
+        else:
+            made.show(terminal)
 
 
 @app.command(epilog="Example: filterwise methods --json")
@@ -299,19 +342,4 @@ def _numbers(
     return tuple(numbers)
 
 
-@contextmanager
-def _one_line(terminal: Terminal) -> Iterator[None]:
-    """Turn what a person can mend into one message and an exit code; show no traceback for it."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", fw.FilterwiseWarning)
-            yield
-    except (RecipeError, ConversionError) as error:
-        terminal.fail(str(error))
-        raise typer.Exit(2) from None
-    except LabError as error:
-        terminal.fail(str(error))
-        raise typer.Exit(error.exit_code) from None
-    except KeyboardInterrupt:
-        terminal.fail("Stopped. What finished is kept; the same command carries on.")
-        raise typer.Exit(1) from None
+app.command(epilog="Example: filterwise reproduce wa/table3 --budget smoke --dry-run")(reproduce)

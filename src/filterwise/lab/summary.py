@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy
 
 from filterwise.lab.engine import unpacked
+from filterwise.lab.statistics import RESAMPLES, quartiles
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Cell", "Difference", "EpochPoint", "Row", "Summary", "Table", "summarize"]
 
-RESAMPLES = 2000
 NORMAL_95 = 1.96
 
 
@@ -189,7 +189,7 @@ def _row(runs: Sequence[Record], step: StepTime | None) -> Row:
     first = runs[0]
     errors = tuple(run.outcome.error for run in runs if run.outcome.error is not None)
     failed = next((run.outcome.failed for run in runs if run.outcome.failed), None)
-    lower, median, upper = _quartiles(errors) if errors and not failed else (None, None, None)
+    lower, median, upper = quartiles(errors) if errors and not failed else (None, None, None)
     return Row(
         recipe=first.settings.recipe,
         seeds=len(runs),
@@ -205,11 +205,6 @@ def _row(runs: Sequence[Record], step: StepTime | None) -> Row:
     )
 
 
-def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
-    lower, median, upper = numpy.percentile(values, (25, 50, 75))
-    return float(lower), float(median), float(upper)
-
-
 def _curve(runs: Sequence[Record]) -> tuple[EpochPoint, ...]:
     by_epoch: dict[int, list[float]] = {}
     for run in runs:
@@ -217,7 +212,7 @@ def _curve(runs: Sequence[Record]) -> tuple[EpochPoint, ...]:
             by_epoch.setdefault(point.epoch, []).append(point.test_error)
     points = []
     for epoch, errors in sorted(by_epoch.items()):
-        lower, median, upper = _quartiles(errors)
+        lower, median, upper = quartiles(errors)
         points.append(EpochPoint(epoch, median, lower, upper))
     return tuple(points)
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table as RichTable
 from rich.text import Text
 
+import filterwise as fw
+from filterwise.errors import ConversionError, RecipeError
+from filterwise.lab.errors import LabError
 from filterwise.lab.reading import percent
 from filterwise.report import text_table
 
@@ -20,7 +25,7 @@ if TYPE_CHECKING:
     from filterwise.lab.reading import Sentence
     from filterwise.lab.summary import Row, Summary
 
-__all__ = ["Terminal"]
+__all__ = ["Terminal", "one_line"]
 
 # Not shortened and not wrapped where nobody looks at a screen.
 PIPED_WIDTH = 100_000
@@ -185,3 +190,21 @@ def _cells(row: Row) -> list[str]:
         f"{row.step.ratio:.2f}",
         f"{row.step.lower:.2f} to {row.step.upper:.2f}",
     ]
+
+
+@contextmanager
+def one_line(terminal: Terminal) -> Iterator[None]:
+    """Turn what a person can mend into one message and an exit code; show no traceback for it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", fw.FilterwiseWarning)
+            yield
+    except (RecipeError, ConversionError) as error:
+        terminal.fail(str(error))
+        raise typer.Exit(2) from None
+    except LabError as error:
+        terminal.fail(str(error))
+        raise typer.Exit(error.exit_code) from None
+    except KeyboardInterrupt:
+        terminal.fail("Stopped. What finished is kept; the same command carries on.")
+        raise typer.Exit(1) from None

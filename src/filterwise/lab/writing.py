@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from filterwise.lab.compare import Comparison
     from filterwise.lab.results import Record
 
-__all__ = ["write"]
+__all__ = ["pairs_of", "write"]
 
 
 def write(comparison: Comparison) -> dict[str, Path]:
@@ -56,8 +56,8 @@ def _facts(comparison: Comparison) -> dict[str, Any]:
             "classes": len(data.classes),
         },
         "settings": {"epochs": settings.epochs, "rows": _setting_rows(records)},
-        "versions": _pairs(records, "versions"),
-        "hardware": _pairs(records, "hardware"),
+        "versions": pairs_of(records, "versions"),
+        "hardware": pairs_of(records, "hardware"),
         "notes": comparison.notes,
         "nets": list(nets.values()),
     }
@@ -97,7 +97,7 @@ def _seeds(seeds: Sequence[int]) -> str:
     return f"{words}; the same first weights and order of pictures for all recipes of a seed"
 
 
-def _pairs(records: Sequence[Record], name: str) -> str:
+def pairs_of(records: Sequence[Any], name: str) -> str:
     """Write what all records have under a name; several values where they differ."""
     values: dict[str, list[str]] = {}
     for record in records:

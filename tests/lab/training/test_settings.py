@@ -12,6 +12,8 @@ from filterwise.lab.training.schedules import Schedule
 from filterwise.lab.training.seeds import generator, seed_of
 from filterwise.lab.training.settings import TrainingSettings, checked_training
 
+KINDS = ("constant", "cosine", "polynomial", "super-convergence")
+
 
 def schedule(**values):
     return TypeAdapter(Schedule).validate_python(values)
@@ -73,6 +75,19 @@ def test_identity_is_that_of_what_decides_the_outcome():
     )
     again = TrainingSettings.model_validate_json(plain.model_dump_json())
     assert again == plain
+    # Two kinds that say nothing else are two runs, and what is named as it is anyway is the same.
+    kinds = [checked_training({"optimization": {"schedule": {"kind": kind}}}) for kind in KINDS]
+    assert len({settings.identity for settings in kinds}) == len(KINDS)
+    assert kinds[0].identity == plain.identity
+
+
+def test_a_setting_that_a_later_version_adds_leaves_identities_as_they_are():
+    class Later(TrainingSettings):
+        more: int = 3
+
+    values = {"seed": 2, "optimization": {"schedule": {"kind": "cosine"}}}
+    assert Later.model_validate(values).identity == checked_training(values).identity
+    assert Later.model_validate({**values, "more": 4}).identity != Later(**values).identity
 
 
 def test_steps_fall_at_their_milestones():

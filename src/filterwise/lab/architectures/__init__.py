@@ -72,6 +72,7 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
         f"fixup_resnet{depth}_cifar": Architecture("fixup", "fixup_resnet", {"depth": depth})
         for depth in DEPTHS
     },
+    "fixup_resnet50": Architecture("fixup", "fixup_resnet", {"depth": 50, "large": True}),
     "wide_residual_20": Architecture("preactivation", "wide_residual_20"),
     "preactivation_resnet152": Architecture("preactivation", "preactivation_resnet152"),
     "convpool_cnn_c": Architecture("convpool", "convpool_cnn_c"),

@@ -28,7 +28,7 @@ EXPANSION = 4
 
 
 class FixupResNet(nn.Module):
-    """ResNet for pictures of 32 pixels with Fixup's scalars in place of norms.
+    """ResNet with Fixup's scalars in place of norms.
 
     Zhang et al., arXiv 1901.09321: a bias before each convolution, ReLU and the linear layer, a
     multiplier behind each branch. Of L branches with m convolutions each, a branch's last
@@ -38,18 +38,24 @@ class FixupResNet(nn.Module):
     A weight that is normalized does not see its own scale, so `start` puts these factors on the
     gains of a converted net.
 
+    The stem is one 3x3 convolution for pictures of 32 pixels, or ImageNet's 7x7 one with stride 2
+    and a max-pooling behind it.
+
     Attributes:
         stages: Names of what the stages are, in order.
     """
 
     stages = ("layer1", "layer2", "layer3", "layer4")
 
-    def __init__(self, depth: int, channels: int, classes: int, width: float) -> None:
+    def __init__(
+        self, depth: int, channels: int, classes: int, width: float, *, large: bool
+    ) -> None:
         """Build the net; its weights are not yet Fixup's."""
         super().__init__()
         trunk = narrowed(PLANES[0], width)
-        self.conv1 = convolution(channels, trunk)
+        self.conv1 = convolution(channels, trunk, *((7, 2) if large else (3,)))
         self.bias1 = _scalar(0.0)
+        self.maxpool = nn.MaxPool2d(3, 2, padding=1) if large else nn.Identity()
         for number, (name, count) in enumerate(zip(self.stages, LAYERS[depth], strict=True)):
             planes = narrowed(PLANES[number], width)
             blocks: list[nn.Module] = []
@@ -70,7 +76,7 @@ class FixupResNet(nn.Module):
 
     def forward(self, pictures: Tensor) -> Tensor:
         """Return logits ``(pictures, classes)``."""
-        x = torch.relu(self.conv1(pictures) + self.bias1)
+        x = self.maxpool(torch.relu(self.conv1(pictures) + self.bias1))
         for name in self.stages:
             x = getattr(self, name)(x)
         return self.fc(self.pool(x).flatten(1) + self.bias2)
@@ -135,6 +141,8 @@ def _scalar(value: float) -> nn.Parameter:
     return nn.Parameter(torch.full((1,), value))
 
 
-def fixup_resnet(channels: int, classes: int, width: float, *, depth: int) -> FixupResNet:
-    """Build a Fixup ResNet for pictures of 32 pixels."""
-    return FixupResNet(depth, channels, classes, width)
+def fixup_resnet(
+    channels: int, classes: int, width: float, *, depth: int, large: bool = False
+) -> FixupResNet:
+    """Build a Fixup ResNet for pictures of 32 pixels, or with ImageNet's large stem."""
+    return FixupResNet(depth, channels, classes, width, large=large)

@@ -14,6 +14,7 @@ __all__ = [
     "GRID",
     "INK",
     "LIGHT",
+    "MARKERS",
     "Figure",
     "band",
     "drawn",
@@ -49,6 +50,8 @@ INK, GRID = "#1b1b1c", "#d4d4d6"
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":", "-", "--", "-.", ":")
 WIDTH, HEIGHT, LEGEND = 9.0, 3.1, 0.6
+# Of the legend's font: characters an inch, and how many a line with its mark takes.
+CHARACTERS, SWATCH = 12, 7
 STYLE: dict[str, Any] = {
     "axes.edgecolor": INK,
     "axes.labelcolor": INK,
@@ -108,9 +111,16 @@ def band(
     median: Sequence[float],
     lower: Sequence[float],
     upper: Sequence[float],
+    *,
+    marks: bool = True,
 ) -> None:
-    """Draw a series: its medians as a line, from quartile to quartile a band."""
+    """Draw a series: its medians as a line, from quartile to quartile a band.
+
+    Without `marks` at every point a few are left, so that the shape still tells it apart.
+    """
     look = style(place)
+    if not marks:
+        look["markevery"] = (len(at) // 12 * (place % 4) // 4, max(1, len(at) // 8))
     axes.plot(at, median, **look)
     axes.fill_between(at, lower, upper, color=look["color"], alpha=0.18, linewidth=0)
 
@@ -129,6 +139,7 @@ def drawn(
     *,
     label: str,
     finish: Callable[[Sequence[Any]], None] = lambda _grid: None,
+    height: float = HEIGHT,
 ) -> Figure:
     """Draw a figure of one or more parts, two beside each other.
 
@@ -139,6 +150,7 @@ def drawn(
         parts: Heading of each part and what draws it.
         series: Names for the legend, in the order of their places; none leaves it out.
         label: Of the vertical axes.
+        height: Of a part, in inches.
         finish: Called with the axes of all parts when they are filled.
     """
     import matplotlib
@@ -149,7 +161,7 @@ def drawn(
     lines = -(-len(parts) // columns)
     look: Any = {**STYLE, "svg.hashsalt": name}
     with matplotlib.rc_context(look):
-        canvas = Canvas(figsize=(WIDTH, LEGEND + HEIGHT * lines), layout="constrained")
+        canvas = Canvas(figsize=(WIDTH, LEGEND + height * lines), layout="constrained")
         grid = canvas.subplots(lines, columns, squeeze=False)
         for axes, (heading, fill) in zip(grid.flat, parts, strict=False):
             fill(axes)
@@ -161,12 +173,18 @@ def drawn(
             line[0].set_ylabel(label)
         handles = [Line2D([], [], label=each, **style(at)) for at, each in enumerate(series)]
         if handles:
-            canvas.legend(handles=handles, loc="outside lower center", ncols=min(6, len(handles)))
+            canvas.legend(handles=handles, loc="outside lower center", ncols=_columns(series))
         svg, png = io.BytesIO(), io.BytesIO()
         # Salt and no date: the same results give the same file.
         canvas.savefig(svg, format="svg", transparent=True, metadata={"Date": None})
         canvas.savefig(png, format="png", dpi=150, facecolor="white")
     return Figure(name, title, caption, svg.getvalue(), png.getvalue())
+
+
+def _columns(names: Sequence[str]) -> int:
+    """Return how many names stand beside each other in a legend as wide as the figure."""
+    longest = max(len(name) for name in names)
+    return max(1, min(6, len(names), int(WIDTH * CHARACTERS) // (longest + SWATCH)))
 
 
 def inline(figure: Figure) -> str:

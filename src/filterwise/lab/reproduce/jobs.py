@@ -17,7 +17,6 @@ from filterwise.lab.reproduce.records import (
     ReproduceResults,
     line_key,
 )
-from filterwise.lab.training.checkpoint import RunFolder
 from filterwise.lab.training.loop import Stopped
 from filterwise.lab.training.settings import TrainingSettings
 from filterwise.lab.training.train import train
@@ -25,7 +24,7 @@ from filterwise.lab.training.train import train
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["Done", "Executor", "Job", "Local", "do", "finished_runs", "run_all"]
+__all__ = ["Done", "Executor", "Job", "Local", "do", "run_all"]
 
 
 @dataclass(frozen=True)
@@ -194,8 +193,3 @@ def _start_process(stop: Any) -> None:
 
 def _do_in_process(job: Job, wait: bool) -> Done | None:
     return do(job, wait, _process["stop"].is_set)
-
-
-def finished_runs(jobs: Sequence[Job]) -> set[str]:
-    """Return the identities of runs that are finished, whether or not their lines are written."""
-    return {job.settings.identity for job in jobs if RunFolder(job.home).record.exists()}

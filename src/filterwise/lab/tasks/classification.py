@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from filterwise.lab.data import load
 from filterwise.lab.data.live import LivePictures
+from filterwise.lab.data.loading import kept
 from filterwise.lab.data.stream import StreamedPictures, find_tree
 from filterwise.lab.training.building import build_model
 from filterwise.lab.training.mixing import Mixer
@@ -107,7 +107,7 @@ def _read(
         streamed = StreamedPictures(tree, settings, fabric)
         facts = {"data": data.name, "origin": streamed.origin, "channels": 3}
         return streamed, {**facts, "class_names": streamed.classes}
-    pictures = load(data.name, root=execution.root, size=data.size, download=execution.download)
+    pictures = kept(data.name, execution.root, data.size, execution.download)
     facts = {
         "data": pictures.name,
         "origin": pictures.origin,

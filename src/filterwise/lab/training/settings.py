@@ -6,7 +6,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BaseModel, Field, field_validator, model_validator
 
 from filterwise.lab.checking import checked_values
 from filterwise.lab.settings import Frozen
@@ -309,10 +309,26 @@ class TrainingSettings(Frozen):
 
     @property
     def identity(self) -> str:
-        """Sixteen hexadecimal digits of the SHA-256 of all settings but `execution`."""
-        fields = self.model_dump(mode="json", exclude={"execution"})
+        """Sixteen hexadecimal digits of the SHA-256 of all settings but `execution`.
+
+        Those that are as they are without being named do not count, so that a setting which a later
+        version adds leaves the runs of earlier ones as they are.
+        """
+        fields = _named(self)
+        fields.pop("execution", None)
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _named(model: BaseModel) -> dict[str, Any]:
+    """Return what differs from the defaults, and the kind of whatever has kinds."""
+    plain, found = model.model_dump(mode="json"), {}
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if name != "kind" and value == field.get_default(call_default_factory=True):
+            continue
+        found[name] = _named(value) if isinstance(value, BaseModel) else plain[name]
+    return found
 
 
 def checked_training(values: dict[str, Any], where: str = "settings") -> TrainingSettings:
