@@ -129,8 +129,10 @@ def test_uncentred_method_minds_zero_filters_alone() -> None:
     with torch.no_grad():
         model[3].weight[5] = 0.3
         model[3].weight[9] = 0.0
-    (finding,) = check(model)
+    finding, note = check(model)
     assert "1 of 16 filters are constant (9)" in finding.what
+    assert (note.level, note.layer) == ("note", "3")
+    assert "1 of 16 filters have weights of one sign (5)" in note.what
 
 
 def test_transposed_filters_are_counted_by_output_channel() -> None:
@@ -469,3 +471,84 @@ def test_findings_are_sorted_by_level_and_read_as_text() -> None:
     assert findings_text([]) == "no findings"
     whole = Finding("note", "", "what", "why", "fix")
     assert str(whole) == "note     the model: what\n         why: why\n         fix: fix"
+
+
+# The first step
+
+
+def make_labelled(norm: bool = False) -> tuple[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]]:
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3)]
+    layers[1:1] = [nn.BatchNorm2d(8)] if norm else []
+    net = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    return net, [(torch.randn(8, 3, 8, 8), torch.randint(5, (8,)))]
+
+
+@pytest.mark.parametrize("recipe", [None, "wa", "wn"])
+def test_a_first_step_that_turns_filters_too_far(recipe: str | None) -> None:
+    net, batches = make_labelled()
+    if recipe:
+        make(recipe, net, select="[02]")
+    reference = copy.deepcopy(net)
+    (x, y), rate = batches[0], 40.0
+    functional.cross_entropy(reference(x), y).backward()
+    expected = {}
+    for name, module in reference.named_children():
+        if hasattr(module, "weight"):
+            old = module.weight.detach().double().flatten(1)
+            new = old - rate * module.weight.grad.double().flatten(1)
+            if recipe == "wa" and name in "02":
+                old, new = (one - one.mean(1, keepdim=True) for one in (old, new))
+            cosine = functional.cosine_similarity(old, new, dim=1)
+            expected[name] = float(torch.rad2deg(torch.acos(cosine)).median())
+    before = fingerprint(net)
+    found = [one for one in check(net, loader=batches, lr=rate) if "a first step" in one.what]
+    assert fingerprint(net) == before
+    turned = [one for one in found if "turns its filters by" in one.what]
+    worst = max(expected, key=lambda name: expected[name])
+    assert expected[worst] > 10
+    assert [one.layer for one in turned] == [worst]
+    assert f"by {expected[worst]:.3g} degrees" in turned[0].what
+    shifts = [one for one in found if "shifts the average" in one.what]
+    assert bool(shifts) == (recipe != "wa")
+    assert not [one for one in check(net, loader=batches, lr=1e-3) if "a first step" in one.what]
+
+
+def test_shift_of_a_first_step_is_its_definition() -> None:
+    net, batches = make_labelled()
+    (x, y), rate = batches[0], 60.0
+    reference = copy.deepcopy(net)
+    functional.cross_entropy(reference(x), y).backward()
+    sums = {n: rate * reference[n].weight.grad.double().sum((1, 2, 3)) for n in (0, 2)}
+    shift = max(float(one.var(correction=0)) for one in sums.values())
+    (finding,) = [one for one in check(net, loader=batches, lr=rate) if "shifts" in one.what]
+    assert f"over filters is {shift:.3g}" in finding.what
+    assert finding.layer in ("0", "2")
+
+
+def test_a_first_step_is_judged_where_its_loss_is_known() -> None:
+    net, ((x, y),) = make_labelled(norm=True)
+    kinds = [
+        [(x, y.float())],
+        [(x, y + 5)],
+        [x],
+        [(x, y, y)],
+    ]
+    for batches in kinds:
+        assert check(net, loader=batches, lr=1e4) == []
+    (finding,) = check(net, loader=[(x, y)], lr=1e4)
+    assert "over the limit of 30" in finding.what
+    assert 'or "gn+ws"' not in finding.fix
+
+
+def test_one_signed_filters_of_a_method_that_does_not_centre() -> None:
+    model = make("wn")
+    with torch.no_grad():
+        model[3].weight[4].abs_().add_(1e-3)
+    (finding,) = check(model)
+    assert (finding.level, finding.layer) == ("note", "3")
+    assert "1 of 16 filters have weights of one sign (4)" in finding.what
+    centred = make("wa")
+    with torch.no_grad():
+        centred[3].weight[4].abs_().add_(1e-3)
+    assert check(centred) == []

@@ -51,7 +51,7 @@ def test_synchronized_statistics_and_gradients_equal_one_process(tmp_path):
         for worker in workers:
             worker.start()
         for worker in workers:
-            worker.join(120)
+            worker.join(400)
             assert worker.exitcode == 0
         got = [dict(results[rank]) for rank in range(2)]
     net = layer()

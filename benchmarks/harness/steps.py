@@ -64,7 +64,7 @@ class Cell:
 class Step:
     """A contestant's network and optimizer; a call is one step.
 
-    The learning rate is so small that weights stay as they are: every step does the same work.
+    The learning rate is zero: every step does all its work, and weights stay as they are.
     """
 
     def __init__(self, contestant: Contestant, cell: Cell) -> None:
@@ -72,7 +72,7 @@ class Step:
         self.contestant, self.cell = contestant, cell
         self.model = contestant.make(cell.net.build()).to(cell.device)
         self.compiled = torch.compile(self.model) if cell.compile else self.model
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-12, momentum=0.9)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.0, momentum=0.9)
         self.pictures, self.labels = cell.net.data(cell.batch, cell.size, cell.device)
         self._autocast = torch.autocast(
             cell.device.type, dtype=torch.bfloat16, enabled=cell.autocast
@@ -93,9 +93,12 @@ class Step:
         return fw.defer(self.model, enabled) if self.contestant.deferred else nullcontext()
 
     def output(self) -> Tensor:
-        """Return what the network computes, without gradient."""
+        """Return what the network computes without gradient and without dropout."""
+        self.model.eval()
         with torch.no_grad(), self._autocast:
-            return self.compiled(self.pictures).double()
+            found = self.compiled(self.pictures).double()
+        self.model.train()
+        return found
 
 
 def side_by_side(
@@ -103,8 +106,17 @@ def side_by_side(
     cell: Cell,
     rounds: Rounds,
     advance: Callable[[float], None] = lambda _: None,
+    *,
+    compare: bool = True,
 ) -> tuple[dict[str, list[float]], list[str]]:
     """Time the steps of several contestants in one process.
+
+    Args:
+        contestants: Who takes part.
+        cell: What a step is.
+        rounds: How many.
+        advance: Called with each round's share.
+        compare: Look first whether those that claim the same network compute it.
 
     Returns:
         Seconds of every round by name, and a sentence on each that cannot take part.
@@ -114,7 +126,8 @@ def side_by_side(
             not.
     """
     steps, left_out = ready(contestants, cell)
-    check_agreement(steps)
+    if compare:
+        check_agreement(steps)
     turns = {name: clocked(step, cell.device) for name, step in steps.items()}
     warmed_up(turns, 1)
     times = interleaved(turns, rounds, advance)

@@ -21,8 +21,10 @@ from filterwise.findings import (
     raw_matrix,
     weight_findings,
 )
+from filterwise.first_step import first_step_findings
 from filterwise.graph import trace
 from filterwise.graph.untouched import random_states
+from filterwise.guard import unguarded
 from filterwise.headroom import headroom_findings
 from filterwise.host import converted, gain_of, is_converted, state_of
 from filterwise.merge import is_batch_norm, is_frozen
@@ -60,7 +62,8 @@ def check(
         model: Any model, converted or not.
         batch_size: Samples that one forward sees in training (the micro-batch); by default the
             loader's, if there is one.
-        lr: Learning rate, for what depends on it.
+        lr: Learning rate, for what depends on it. With a loader of samples and class labels one
+            gradient is taken on the copy, to see what a first step would do.
         input: A tensor or a tuple of arguments to run the model on.
         loader: A loader of training batches; where there is no input its first batch is one.
 
@@ -86,9 +89,10 @@ def check(
         batch_size = getattr(loader, "batch_size", None)
     _positive("batch_size", batch_size)
     _positive("lr", lr)
+    batch = None if loader is None else _first_batch(model, loader)
     arguments = input if isinstance(input, tuple) else (input,)
     if input is None:
-        arguments = None if loader is None else _first_batch(model, loader)
+        arguments = None if batch is None else batch[:1]
     findings: list[Finding] = []
     with torch.no_grad():
         for name, module in model.named_modules():
@@ -99,9 +103,12 @@ def check(
         findings += foreign_findings(model)
         if layers:
             findings += _flow_findings(model, layers, arguments)
+            findings += _mergers(model)
         findings += headroom_findings(model, arguments)
         findings += _small_batch(model, batch_size)
         findings += _large_steps(model, layers, lr)
+        if lr is not None and batch is not None and len(batch) == 2:
+            findings += first_step_findings(model, batch[:1], batch[1], lr)
         if arguments is not None:
             findings += run_findings(model, arguments)
         else:
@@ -116,7 +123,10 @@ def _positive(name: str, value: float | None) -> None:
 
 
 def _first_batch(model: nn.Module, loader: Any) -> tuple[Any, ...]:
-    """Return the first batch's input; the random states that a loader draws from are put back."""
+    """Return the first batch's input, and its labels where it ends with one for each sample.
+
+    The random states that a loader draws from are put back.
+    """
     if hasattr(loader, "__next__"):
         raise ValueError(
             "the loader is an iterator, and looking at its first batch would take it away; give a"
@@ -140,7 +150,11 @@ def _first_batch(model: nn.Module, loader: Any) -> tuple[Any, ...]:
             f"a batch of the loader is a {type(batch).__name__} that does not start with a tensor;"
             " give input="
         )
-    return (first.to(next(model.parameters(), first).device),)
+    device = next(model.parameters(), first).device
+    labels = batch[1] if isinstance(batch, tuple | list) and len(batch) == 2 else None
+    if isinstance(labels, torch.Tensor) and labels.dtype == torch.long and labels.dim() == 1:
+        return first.to(device), labels
+    return (first.to(device),)
 
 
 def _flow_findings(
@@ -155,6 +169,17 @@ def _flow_findings(
         and not state_of(module).preserve
         and not flow.normalized(name)
     ]
+    for name, module in layers.items():
+        if name not in bare and _was_fused(model, name, module) and not flow.normalized(name):
+            yield Finding(
+                "warning",
+                name,
+                f"converted with {state_of(module).recipe}, and an Identity stands where the norm"
+                " would be",
+                "if a BatchNorm was fused into the raw weight after the conversion, the method"
+                " takes its factor out again, and the model computes something else",
+                "go back to the checkpoint before, and use fold(model, bn=True)",
+            )
     for name in bare:
         yield _unnormalized(model, name, layers[name], flow, everywhere=len(bare) == len(layers))
     if not any(norms.normalizes(module) for module in model.modules()):
@@ -184,6 +209,25 @@ def _unnormalized(
         what += " (guessed from the order of registration)"
         return Finding("note", name, what, why, f"give input= to see what follows, or {fix}")
     return Finding("error" if everywhere else "warning", name, what, why, fix)
+
+
+def _was_fused(model: nn.Module, name: str, module: nn.Module) -> bool:
+    """Tell a layer whose recipe has a norm, and behind which an Identity stands."""
+    has_norm = re.match(r"(bn|keep)\b", state_of(module).recipe)
+    return bool(has_norm) and _stands_before_identity(model, name)
+
+
+def _mergers(model: nn.Module) -> Iterator[Finding]:
+    """Find modules that could merge norms into raw weights: `convert_` saw only a part of them."""
+    for name, module, method in unguarded(model):
+        yield Finding(
+            "warning",
+            name,
+            f"{type(module).__name__}.{method}() may merge norms into the raw weights of converted"
+            " layers",
+            "these do not compute with their raw weights, so the merged model is another one",
+            "fold(model) first; a folded model can be merged",
+        )
 
 
 def _stands_before_identity(model: nn.Module, name: str) -> bool:

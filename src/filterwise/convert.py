@@ -13,6 +13,7 @@ from filterwise import checkpoint, host
 from filterwise.draft import Draft, draw
 from filterwise.errors import ConversionError, FilterwiseWarning, NormalizationWarning
 from filterwise.filters import check_module, layout_of
+from filterwise.guard import guard, unguard
 from filterwise.kernel import check_kernel
 from filterwise.preserve import Batches, Preservation
 from filterwise.recipe import Recipe, as_recipe
@@ -187,6 +188,7 @@ def unconvert_(model: nn.Module) -> Report:
     for _, module in layers:
         host.uninstall(module)
     checkpoint.remove_load_hook(model)
+    unguard(model)
     notes = [] if layers else ["No layer of this model is converted."]
     if converted:
         notes.append("The layers now compute with their raw weights: the function has changed.")
@@ -263,6 +265,7 @@ def _apply(
     if drawn.layers:
         undo.append(lambda: checkpoint.remove_load_hook(model))
         checkpoint.add_load_hook(model)
+        guard(model, undo)
 
 
 def _restore(module: nn.Module) -> None:

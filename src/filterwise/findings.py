@@ -39,6 +39,7 @@ __all__ = [
 LEVELS = ("error", "warning", "note")
 LEAST_LEFT = 0.25  # of the nominal variance; below, three such layers leave less than 2 %
 NAMED = 5
+SIGNED_FAN_IN = 16  # with fewer weights one sign comes by chance
 
 
 @dataclass(frozen=True)
@@ -182,11 +183,13 @@ def weight_findings(name: str, module: nn.Module) -> Iterator[Finding]:
     yield from _flat_filters(
         name, str(method), (flat & finite).nonzero().flatten().tolist(), len(matrix)
     )
-    if isinstance(method, EquilibriumNormalization) and method.single_pass:
-        one_sign = (matrix.amin(1) > 0) | (matrix.amax(1) < 0)
-        yield from _one_signed(
-            name, (one_sign & finite & ~flat).nonzero().flatten().tolist(), len(matrix)
-        )
+    one_sign = (matrix.amin(1) > 0) | (matrix.amax(1) < 0)
+    signed = (one_sign & finite & ~flat).nonzero().flatten().tolist()
+    if isinstance(method, EquilibriumNormalization):
+        if method.single_pass:
+            yield from _one_signed(name, signed, len(matrix))
+    elif not method.centred and matrix.shape[1] >= SIGNED_FAN_IN:
+        yield from _constant_channels(name, signed, len(matrix))
     if isinstance(method, WeightMethod) and not method.cells:
         rows = matrix[finite & ~flat]
         gamma = "gamma" if isinstance(method, ParametricWeightStandardization) else "eps"
@@ -214,6 +217,18 @@ def _one_signed(name: str, signed: list[int], filters: int) -> Iterator[Finding]
             f"{len(signed)} of {filters} filters have weights of one sign ({in_words(signed)})",
             "the single pass has no positive part for them and takes the two-pass divisor",
             "initialize_(model, 'balanced') before training, or equinorm(single_pass=false)",
+        )
+
+
+def _constant_channels(name: str, signed: list[int], filters: int) -> Iterator[Finding]:
+    if signed:
+        yield Finding(
+            "note",
+            name,
+            f"{len(signed)} of {filters} filters have weights of one sign ({in_words(signed)})",
+            "behind a ReLU such a filter adds up its inputs: its channel is a large constant, or"
+            " dead where the weights are negative",
+            'a method that centres filters ("wa", "gn+ws"), or initialize_(model, "kaiming")',
         )
 
 

@@ -18,6 +18,7 @@ from torch.nn.utils import parametrize
 from filterwise import checkpoint, norms
 from filterwise.errors import FilterwiseWarning
 from filterwise.filters import layout_of
+from filterwise.guard import unguard
 from filterwise.host import (
     converted,
     effective_weight,
@@ -44,11 +45,12 @@ __all__ = [
 
 
 def fold_layers(model: nn.Module) -> None:
-    """Fold every converted layer in place, and take the library's loading hook off."""
+    """Fold every converted layer in place, and take the library's hook and guards off."""
     shared: dict[Any, nn.Parameter] = {}
     for _, module in list(converted(model)):
         fold_layer(module, shared)
     checkpoint.remove_load_hook(model)
+    unguard(model)
 
 
 def fold_layer(module: nn.Module, shared: dict[Any, nn.Parameter] | None = None) -> None:

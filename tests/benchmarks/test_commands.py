@@ -21,6 +21,7 @@ RUNS = {
     "scaling": ("--contestants", "ws,timm"),
     "bars": ("--only", "step1,step8,pws,kernel,evaluation,small"),
     "bounds": (),
+    "diagnose": (),
 }
 
 

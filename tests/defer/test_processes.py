@@ -20,7 +20,7 @@ def results(tmp_path_factory):
         for worker in workers:
             worker.start()
         for worker in workers:
-            worker.join(120)
+            worker.join(400)
             if worker.exitcode is None:
                 worker.terminate()
         return [dict(found.get(rank, {})) for rank in range(2)]

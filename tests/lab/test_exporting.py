@@ -273,3 +273,23 @@ def test_timms_size_is_taken_and_a_video_asks_for_one():
     assert picture_shape("deeplabv3_resnet50") is None
     message = one_line(call("export", "r3d_18", "--to", "out.pt2"), 2)
     assert "begins with a Conv3d: give the whole input with --size" in message
+
+
+@pytest.mark.usefixtures("here")
+def test_layers_that_normalize_their_own_weight_are_adopted():
+    """A model of timm with its own checkpoint: constants in the file, and what was done is said."""
+    import onnx
+    import timm
+
+    model = timm.create_model("test_nfnet", num_classes=4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    torch.save(model.state_dict(), "timm.pt")
+    words = ["export", "test_nfnet", "--classes", "4", "--checkpoint", "timm.pt", "--to", "a.onnx"]
+    done = call(*words, "--size", "64")
+    assert done.exit_code == 0, done.output
+    assert "layers that normalize their own weight were adopted: sws(" in done.stderr
+    computing = {"Sqrt", "ReduceL2", "BatchNormalization", "ReduceSumSquare"}
+    assert not computing & {node.op_type for node in onnx.load("a.onnx").graph.node}
+    assert "are constants" in done.stdout

@@ -15,7 +15,7 @@ from support.commands import call, shared, start
 
 
 def wait_for_lines(path, count, process):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     while time.monotonic() < deadline:
         if path.exists() and path.read_bytes().count(b"\n") >= count:
             return
@@ -90,7 +90,7 @@ def test_ctrl_c_keeps_what_is_finished(long, tmp_path):
     wait_for_lines(path, 1, process)
     # As a terminal does: to every process of the foreground.
     os.killpg(process.pid, signal.SIGINT)
-    stdout, stderr = process.communicate(timeout=60)
+    stdout, stderr = process.communicate(timeout=300)
     assert process.returncode == 1
     assert stdout == ""
     message = stderr.strip().splitlines()[-1]

@@ -14,7 +14,9 @@ from filterwise.lab.errors import UsageError
 from filterwise.lab.nets import build
 
 
-@pytest.mark.parametrize(("net", "layers"), [("plain", 6), ("residual", 50)])
+@pytest.mark.parametrize(
+    ("net", "layers"), [("plain", 6), ("plain12", 12), ("plain30", 30), ("residual", 50)]
+)
 def test_number_of_weight_layers(net, layers):
     model, _ = build(net, "none", 1, 10)
     assert sum(is_weight_layer(module) for module in model.modules()) == layers

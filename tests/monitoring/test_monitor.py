@@ -120,6 +120,13 @@ def test_what_check_finds_is_said_first():
     assert [one.level for one in watch.findings] == ["warning"]
 
 
+def test_what_check_finds_of_many_layers_is_said_at_the_first():
+    net = make("ws")
+    (finding,) = fw.monitor(net, sgd(net), speak=False).findings
+    assert (finding.level, finding.layer) == ("error", "0")
+    assert finding.what.endswith("(3 such layers)")
+
+
 @pytest.mark.parametrize(("recipe", "norm", "limit"), [("wa", False, 10), ("gn(4)+ws", True, 30)])
 def test_a_rate_that_turns_filters_too_far_is_said_once(recipe, norm, limit):
     net = make(recipe, norm=norm)
@@ -134,6 +141,15 @@ def test_a_rate_that_turns_filters_too_far_is_said_once(recipe, norm, limit):
     assert f"over the limit of {limit}" in found[0][0].what
     assert sum("turned its filters" in str(one.message) for one in seen) == 1
     assert watch.findings[before:] == [one for step in found for one in step]
+
+
+def test_what_a_first_step_would_turn_is_not_said_twice():
+    net = make("wa")
+    optimizer = sgd(net, lr=30.0)
+    watch = fw.monitor(net, optimizer, every=1, loader=list(batches(2)), speak=False)
+    assert len(layers_of(watch.findings, "a first step")) == 1
+    train(net, optimizer, 2, watch)
+    assert not layers_of(watch.findings, "turned its filters by")
 
 
 def test_the_angle_is_set():
@@ -309,5 +325,6 @@ def test_refusals():
 def test_several_optimizers_and_a_wrapper():
     net = make("wa")
     both = [sgd(net[:4]), sgd(net[4:])]
-    watch = fw.monitor(nn.DataParallel(net), both, every=1)
-    assert [one.layer.name for one in watch._layers] == ["0", "2", "4"]
+    for wrapped in (nn.DataParallel(net), torch.compile(net, backend="eager")):
+        watch = fw.monitor(wrapped, both, every=1)
+        assert [one.layer.name for one in watch._layers] == ["0", "2", "4"]

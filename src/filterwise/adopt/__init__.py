@@ -8,6 +8,7 @@ from filterwise import checkpoint, host
 from filterwise.adopt.adoption import Candidate, adopt_layer, candidates
 from filterwise.errors import ConversionError
 from filterwise.filters import check_module
+from filterwise.guard import guard, unguard
 from filterwise.report import Report, Row
 from filterwise.selection import why_not_changed
 
@@ -108,12 +109,14 @@ def _apply(model: nn.Module, adopted: list[Candidate]) -> None:
         if adopted:
             checkpoint.remove_load_hook(model)
             checkpoint.add_load_hook(model)
+            guard(model)
     except BaseException:
         for one in reversed(done):
             if host.is_converted(one.module):
                 host.uninstall(one.module)
         if not any(host.converted(model)):
             checkpoint.remove_load_hook(model)
+            unguard(model)
         raise
 
 

@@ -34,12 +34,14 @@ class Layer:
 
     Attributes:
         name: Dotted name; of the parameter, where that is not ``weight``.
+        path: Dotted name of the raw weight.
         module: The layer.
         parameter: Name of the raw weight in it.
         layout: Where the filters lie.
     """
 
     name: str
+    path: str
     module: nn.Module
     parameter: str
     layout: FilterLayout
@@ -165,9 +167,11 @@ def chosen_layers(model: nn.Module, layers: Layers | None = None) -> list[Layer]
         if name in hosted and hosted[name] is module:
             state = state_of(module)
             label = weight_label(name, module)
-            found.append(Layer(label, module, state.parameter, state.layout))
+            path = f"{name}.{state.parameter}".lstrip(".")
+            found.append(Layer(label, path, module, state.parameter, state.layout))
         elif weight_name(module) is not None:
-            found.append(Layer(name, module, "weight", layout_of(module)))
+            path = f"{name}.weight".lstrip(".")
+            found.append(Layer(name, path, module, "weight", layout_of(module)))
     if not found:
         raise ValueError(
             f"{type(model).__name__} has no convolution, linear or converted layer to look at."

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 import filterwise as fw
+from filterwise.lab.diagnosis.door import diagnose
 from filterwise.lab.errors import UsageError
 from filterwise.lab.reproduce.door import reproduce
 from filterwise.lab.settings import CompareSettings, checked
@@ -343,3 +344,4 @@ def _numbers(
 
 
 app.command(epilog="Example: filterwise reproduce wa/table3 --budget smoke --dry-run")(reproduce)
+app.command(epilog="Example: filterwise diagnose wa/fig2 equinorm/fig1 --width 16")(diagnose)

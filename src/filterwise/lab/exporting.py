@@ -140,6 +140,8 @@ def export_model(settings: ExportSettings) -> Exported:
         model, origin = find_model(settings.model, classes=settings.classes)
     if str(settings.recipe) != "keep":
         fw.convert_(model, settings.recipe)
+    else:
+        notes += _adopt(model)
     if checkpoint is not None:
         notes += load(model, checkpoint, str(settings.recipe))
     elif ":" not in settings.model:
@@ -160,6 +162,18 @@ def export_model(settings: ExportSettings) -> Exported:
     except (FoldError, ExportError) as error:
         raise LabError(_readable(error, settings)) from None
     return Exported(settings, origin, report, (*notes, *report.notes))
+
+
+def _adopt(model: nn.Module) -> list[str]:
+    """Take over layers that normalize their own weight, so that they fold; return what to say."""
+    try:
+        adopted = fw.adopt_(model).converted
+    except fw.ConversionError as error:
+        return [f"{error} They are exported with weights that are computed at run time."]
+    if not adopted:
+        return []
+    methods = ", ".join(sorted(set(fw.describe(model).values())))
+    return [f"{len(adopted)} layers that normalize their own weight were adopted: {methods}."]
 
 
 def _readable(error: Exception, settings: ExportSettings) -> str:

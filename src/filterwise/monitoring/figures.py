@@ -94,14 +94,14 @@ def watched_layers(model: nn.Module, arguments: tuple[Any, ...] | None = None) -
             continue
         if one.is_converted or one.layout.fan_in(weight.shape) >= LEAST_FAN_IN:
             last = flow.is_last(one.name)
-            found.append(Watched(one.name, one.module, one.parameter, one.layout, last))
+            found.append(Watched(one.name, one.path, one.module, one.parameter, one.layout, last))
     return found
 
 
 def figures_of(layers: Sequence[Watched], before: Sequence[Tensor]) -> list[Figures]:
     """Return the figures of layers.
 
-    Four or so passes over the weights and one read from each device; nothing is written.
+    About thirty passes over the weights and one read from each device; nothing is written.
 
     Args:
         layers: The layers as they are after a step.

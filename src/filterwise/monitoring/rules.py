@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from filterwise.findings import Finding, share_left
+from filterwise.first_step import SHIFT, shift_why, turn_fix, turn_why
 from filterwise.methods.equinorm import EquilibriumNormalization
 from filterwise.methods.method import WeightMethod
 from filterwise.methods.parametric_weight_standardization import ParametricWeightStandardization
@@ -26,11 +27,8 @@ if TYPE_CHECKING:
     from filterwise.kernel import Family
     from filterwise.monitoring.figures import Figures, Watched
 
-__all__ = ["RULES", "TURN", "TURN_BEFORE_NORMS", "History", "Scene"]
+__all__ = ["RULES", "History", "Scene"]
 
-TURN = 10.0
-TURN_BEFORE_NORMS = 30.0
-SHIFT = 2.0  # what n mean(W) varies by over the filters of a He layer
 LEAST_LEFT = 0.25
 STEEPEST = 3.5  # lr (2/n)/(V + gamma): published runs put the largest stable one at 0.35 to 3.5
 SIGNED = 0.05  # of a layer's filters
@@ -115,21 +113,14 @@ def _turns(layers: Sequence[History], scene: Scene) -> Finding | None:
     if not over:
         return None
     worst = max(over, key=lambda one: one.now.turn)
-    turn, rate = worst.now.turn, worst.rate
-    why = (
-        "activation norms forgive more than plain nets do, but runs that went further were lost"
-        if scene.normalized
-        else "without activation norms nothing resets the scale of activations after a large step;"
-        " small nets that trained well mostly stayed below"
-    )
+    turn = worst.now.turn
     return Finding(
         "warning",
         worst.layer.name,
         f"step {scene.step} turned its filters by {turn:.3g} degrees (median), over the limit of"
         f" {scene.turn:g}{_count(over)}",
-        why,
-        f"a learning rate of {rate * scene.turn / turn / 2:.1g} in place of {rate:.2g}, a warm-up,"
-        " or clip_grad_adaptive_" + ("" if scene.normalized else '; or "gn+ws"'),
+        turn_why(scene.normalized),
+        turn_fix(worst.rate, turn, scene.turn, scene.normalized),
     )
 
 
@@ -150,8 +141,7 @@ def _shifts(layers: Sequence[History], scene: Scene) -> Finding | None:
         worst.layer.name,
         f"the average gradient shifts its filters: Var of n E[dW] over filters is"
         f" {worst.now.shift:.3g} in step {scene.step}{before}{_count(moved)}",
-        f"{SHIFT:g} is the variance of n E[W] in a layer as He starts it, so this one step moves"
-        " the means of channels further apart than they ever were; whole channels die of it",
+        shift_why(),
         'a method that centres filters ("wa", "pws") has no such part; or a smaller learning rate',
     )
 

@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import distributed, nn
+from torch import distributed
 
-from filterwise import norms
 from filterwise.check import check
 from filterwise.errors import TrainingWarning
 from filterwise.filters import check_module
 from filterwise.findings import Finding
+from filterwise.first_step import is_first_step, is_normalized, turn_limit
 from filterwise.monitoring.figures import figures_of, watched_layers
-from filterwise.monitoring.rules import RULES, TURN, TURN_BEFORE_NORMS, History, Scene
+from filterwise.monitoring.rules import RULES, History, Scene
 from filterwise.optim import unwrapped
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from torch import Tensor
+    from torch import Tensor, nn
 
 __all__ = ["Monitor", "monitor"]
 
@@ -59,8 +60,8 @@ def monitor(
     It reads (raw) weights after a step and before it, and nothing else: no hook, no gradient, no
     forward; training is the same to the bit, deferred, in autocast, compiled, under DDP (whose
     processes hold the same weights: all find the same, the first one speaks). A look costs a copy
-    of the weights before the step, about ten passes over them after it and one read-back from the
-    device; steps in between cost nothing.
+    of the weights before the step, about thirty passes over them after it and one read-back from
+    the device; steps in between cost nothing.
 
     Args:
         model: The model, wrapped or not.
@@ -123,12 +124,9 @@ class Monitor:
                 f"turn must be an angle in degrees, over 0 and up to 180, got {turn!r}"
             )
         model = unwrapped(model)
-        normalized = any(
-            norms.normalizes(module) or isinstance(module, nn.LayerNorm | nn.RMSNorm)
-            for module in model.modules()
-        )
+        normalized = is_normalized(model)
         self._every, self._speak, self._normalized = every, speak, normalized
-        self._turn = turn if turn is not None else (TURN_BEFORE_NORMS if normalized else TURN)
+        self._turn = turn_limit(normalized) if turn is None else turn
         optimizers = [optimizer] if isinstance(optimizer, torch.optim.Optimizer) else optimizer
         self._layers = _histories(model, list(optimizers), options["input"])
         self._rules = dict(RULES)
@@ -137,7 +135,10 @@ class Monitor:
         self.findings: list[Finding] = []
         rate = max(one.rate for one in self._layers)
         first = check(model, lr=rate if rate > 0 else None, **options)
-        self._tell([finding for finding in first if finding.level != "note"])
+        self._tell(_once([finding for finding in first if finding.level != "note"]))
+        if any(is_first_step(finding) for finding in first):
+            # What a first step turns and shifts is said; the steps would say it again.
+            del self._rules["turn"], self._rules["shift"]
         self._keep()
 
     def step(self) -> list[Finding]:
@@ -191,6 +192,19 @@ class Monitor:
             return
         for finding in found:
             warnings.warn(str(finding), TrainingWarning, stacklevel=3)
+
+
+def _once(found: Sequence[Finding]) -> list[Finding]:
+    """Say once, at the first of them, what was found of several layers in the same words."""
+    layers: dict[tuple[str, str], list[Finding]] = {}
+    for finding in found:
+        layers.setdefault((finding.level, finding.what), []).append(finding)
+    return [
+        same[0]
+        if len(same) == 1
+        else dataclasses.replace(same[0], what=f"{what} ({len(same)} such layers)")
+        for (_, what), same in layers.items()
+    ]
 
 
 def _first_process() -> bool:

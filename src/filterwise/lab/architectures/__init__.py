@@ -2,7 +2,7 @@
 
 ::
 
-    small           the two nets that are compared
+    small           the two nets that are compared, the plain one also with more layers
     residual        torchvision's ResNets for pictures of 32 pixels
     vgg             VGG16, likewise
     fixup           ResNets without norms
@@ -59,9 +59,11 @@ def _residual(depth: int, **options: Any) -> Architecture:
 
 
 DEPTHS = (18, 34, 50, 101, 152)
+PLAIN = (12, 18, 24, 30)
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "plain": Architecture("small", "PlainNet"),
+    **{f"plain{depth}": Architecture("small", "PlainNet", {"depth": depth}) for depth in PLAIN},
     "residual": Architecture("small", "ResidualNet"),
     **{f"resnet{depth}_cifar": _residual(depth) for depth in DEPTHS},
     "resnext50_32x4d_cifar": _residual(50, groups=32),

@@ -21,20 +21,31 @@ class PlainNet(nn.Module):
     channel of one picture; then it is averaged. The last layer is wide enough for group
     normalization to have four channels in each of its 32 groups: with one or two there would be
     next to nothing left in the average. Weights start as in He et al. (2015), fan-in.
+
+    A deeper one repeats these convolutions in turn, each with as many planes in as out.
     """
 
     WIDTHS = (16, 16, 32, 64, 128)
     STRIDES = (1, 1, 2, 1, 2)
 
-    def __init__(self, channels: int, classes: int, width: float = 1.0) -> None:
-        """Build the net for pictures of `channels` channels with a share of its planes."""
+    def __init__(self, channels: int, classes: int, width: float = 1.0, *, depth: int = 6) -> None:
+        """Build the net for pictures of `channels` channels with a share of its planes.
+
+        Args:
+            channels: Of the pictures.
+            classes: Number of logits.
+            width: Share of the planes.
+            depth: Weight layers, the classifier among them; 6 or more.
+        """
         super().__init__()
         layers: list[nn.Module] = []
-        for planes, stride in zip(self.WIDTHS, self.STRIDES, strict=True):
+        for place, (planes, stride) in enumerate(zip(self.WIDTHS, self.STRIDES, strict=True)):
             planes = narrowed(planes, width)
-            layer = convolution(channels, planes, stride=stride)
-            layers += [layer, nn.BatchNorm2d(planes), nn.ReLU()]
-            channels = planes
+            # Of the convolutions beyond the five, those that fall to this place.
+            for repeat in range(1 + len(range(place, depth - 1 - len(self.WIDTHS), 5))):
+                layer = convolution(channels, planes, stride=1 if repeat else stride)
+                layers += [layer, nn.BatchNorm2d(planes), nn.ReLU()]
+                channels = planes
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.classifier = nn.Linear(channels, classes)

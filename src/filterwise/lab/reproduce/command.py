@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from filterwise.lab.errors import LabError, UsageError
 from filterwise.lab.preflight import check_device
 from filterwise.lab.reproduce.estimate import readable, seconds_of, side_by_side
@@ -16,7 +18,6 @@ from filterwise.lab.reproduce.jobs import Local, run_all
 from filterwise.lab.reproduce.plan import make_plan
 from filterwise.lab.reproduce.readiness import refusals
 from filterwise.lab.reproduce.records import ReproduceResults
-from filterwise.lab.settings import cores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,7 +158,8 @@ def reproduce(
         return found
     ReproduceResults(asked.folder).prepare()
     if executor is None:
-        executor = Local(found.workers, max(1, cores() // found.workers))
+        # As many as torch would take, which OMP_NUM_THREADS may have limited.
+        executor = Local(found.workers, max(1, torch.get_num_threads() // found.workers))
     expected = {job.key: _expected(job) or 1.0 for job in jobs}
     with terminal.progress("training", sum(expected.values())) as advance:
 
@@ -193,6 +195,8 @@ def _expected(job: Job) -> float | None:
 
 def _announce(found: Reproduction, jobs: Sequence[Job], terminal: Terminal) -> None:
     plan = found.plan
+    for complaint in ReproduceResults(found.asked.folder).read().complaints:
+        terminal.warn(complaint)
     for why, rows in _by_reason(plan.all, found.refused).items():
         terminal.warn(f"refused: {'; '.join(rows)}: {why}")
     total = len(plan.all) - len(found.refused)
@@ -281,8 +285,9 @@ def show_plan(found: Reproduction, terminal: Terminal) -> None:
     )
     if found.asked.budget == "full":
         cost = found.experiment.recipe.cost
+        seeds = "one seed" if cost.seeds == 1 else f"{cost.seeds} seeds"
         terminal.print(
-            f"The recipe's own estimate for one seed of each row: {cost.gpu_hours:g} h on one large"
+            f"The recipe's own estimate for {seeds} of each row: {cost.gpu_hours:g} h on one large"
             f" GPU (bf16, compiled), {cost.cpu_hours:g} h on two CPU cores."
         )
 

@@ -176,10 +176,12 @@ class Cost(Frozen):
     Attributes:
         gpu_hours: On one large GPU (bf16, compiled).
         cpu_hours: On two CPU cores.
+        seeds: Of each row, in these hours.
     """
 
     gpu_hours: Hours
     cpu_hours: Hours
+    seeds: Seeds = 1
 
 
 class PaperDefaults(Frozen):

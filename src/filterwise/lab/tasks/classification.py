@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from filterwise.lab.data.live import LivePictures
 from filterwise.lab.data.loading import kept
 from filterwise.lab.data.stream import StreamedPictures, find_tree
+from filterwise.lab.errors import UsageError, reason
 from filterwise.lab.training.building import build_model
 from filterwise.lab.training.mixing import Mixer
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from filterwise.lab.training.settings import TrainingSettings
 
 __all__ = ["Classification", "Scores"]
+
+TOO_SMALL = re.compile("[Kk]ernel size can't be greater than|[Oo]utput size is too small")
+"""What torch says of convolutions and pooling that find no room on a map."""
 
 
 class Classification:
@@ -49,7 +54,7 @@ class Classification:
             self._mixer = Mixer(model, settings.mixing)
         if execution.compile:
             self.model.compile()
-        self._fabric = fabric
+        self._name, self._fabric = settings.model.name, fabric
         self.steps = self._batches.steps
         self._scores = Scores(len(classes), fabric.device)
         self.facts: dict[str, Any] = {
@@ -71,9 +76,18 @@ class Classification:
     def loss(self, forward: Callable[..., Any], part: tuple[Tensor, Tensor]) -> Tensor:
         """Return the sum of the cross-entropy over the pictures of a part, mixed or as they are."""
         pictures, labels = part
-        if self._mixer is not None:
-            return self._mixer.loss(forward, pictures, labels, _sum_of_cross_entropy)
-        return _sum_of_cross_entropy(forward(pictures), labels)
+        try:
+            if self._mixer is not None:
+                return self._mixer.loss(forward, pictures, labels, _sum_of_cross_entropy)
+            return _sum_of_cross_entropy(forward(pictures), labels)
+        except RuntimeError as error:
+            if not TOO_SMALL.search(str(error)):
+                raise
+            height, width = pictures.shape[2:]
+            raise UsageError(
+                f"model.name: pictures of {height}x{width} pixels are too small for"
+                f" {self._name}: {reason(error)}."
+            ) from None
 
     def evaluate(self) -> dict[str, float]:
         """Return error, top-5 error (of six classes or more) and loss on the test pictures.
