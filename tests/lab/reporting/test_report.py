@@ -148,6 +148,8 @@ def test_the_figures_are_curves_a_sweep_and_bars(full):
     names = re.findall(r'<h3 id="toy-table1-full-error-([a-z]+)-title"', page)
     assert names == ["curves", "batch", "rows"]
     assert "diverged: “none, 64” (3)" in page
+    # The parts are what a method was run under in several ways.
+    assert re.findall(r">(batch \d+)<", page) == ["batch 8", "batch 64"]
 
 
 @pytest.mark.usefixtures("full")
@@ -160,7 +162,8 @@ def test_markdown_says_the_same_and_its_figures_lie_beside_it(home, shrunk):
     files = re.findall(r"\]\(([^)]+\.png)\)", text)
     assert len(files) == 3
     for name in files:
-        assert Image.open(home / "docs" / name).size[0] > 1000
+        with Image.open(home / "docs" / name) as image:
+            assert image.size[0] > 1000
     rows = [each for each in text.splitlines() if each.startswith("|")]
     widths = [len(re.findall(r"(?<!\\)\|", each)) for each in rows]
     assert min(widths) > 2

@@ -190,7 +190,9 @@ class _Examination:
         for module in activations:
             if module.inplace is True:
                 module.inplace = False
-        self.same(expected, self.output(other), "the model without in-place activations")
+        difference = verify.relative_difference(expected, self.output(other))
+        if difference > verify.tolerance(torch.float32):
+            raise Failed(f"the model without in-place activations differs by {difference:.2g}")
         return expected
 
     def diverges(self) -> dict[str, str]:

@@ -40,8 +40,8 @@ A pair of architecture and recipe *passed* when all of this held:
 1. `convert_` converts it.
 2. In training mode the output is finite, one backward pass gives finite gradients, and after one
    step of Adam every parameter is finite.
-3. In evaluation mode the output is finite, and the same to the bit when no activation works in
-   place: none writes over what a shortcut reads.
+3. In evaluation mode the output is finite, and equal to 1e-4 of the largest when no activation
+   works in place: none writes over what a shortcut reads.
 4. `fold` gives a model in which every layer has the class it had before, and whose outputs are
    equal to 1e-4 of the largest (float32; where it is more, to 1e-9 on float64 copies). One recipe
    of each architecture is folded in float64 too and must be equal to 1e-9.

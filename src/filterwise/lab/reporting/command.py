@@ -178,8 +178,8 @@ def _facts(found: Found, sections: Sequence[Section], command: str) -> dict[str,
     what = ids[0] if len(ids) == 1 else count(len(ids), "recipe")
     return {
         "title": f"{what}, {' and '.join(budgets)}",
-        "sentence": f"{count(len(found.records), 'training run')} of {', '.join(ids)}, beside what"
-        " the papers print.",
+        "sentence": f"{count(len(found.records), 'training run')} of {', '.join(ids)}, and what"
+        " the papers print of them.",
         "legend": LEGEND,
         "notes": found.notes,
         "command": command,

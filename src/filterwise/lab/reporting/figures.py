@@ -69,8 +69,9 @@ def _sweep(table: Table, name: str, metric: Metric) -> Iterator[Figure]:
     ]
     methods = list(dict.fromkeys(line.method for line in lines))
     parts: dict[str, list[Line]] = {}
+    varied = [name for name in _varied(lines) if name != key]
     for line in lines:
-        parts.setdefault(_conditions(line, without=key), []).append(line)
+        parts.setdefault(_conditions(line, varied), []).append(line)
     parts = {
         heading: mine for heading, mine in parts.items() if len({line.at[key] for line in mine}) > 1
     }
@@ -224,8 +225,9 @@ def _groups(lines: Sequence[Line]) -> tuple[dict[str, str], list[tuple[str, list
     """
     methods = list(dict.fromkeys(line.method for line in lines))
     by_place: dict[str, list[Line]] = {}
+    varied = _varied(lines)
     for line in lines:
-        by_place.setdefault(_conditions(line), []).append(line)
+        by_place.setdefault(_conditions(line, varied), []).append(line)
     twice = any(len({each.method for each in mine}) < len(mine) for mine in by_place.values())
     if len(methods) > 1 and not twice:
         return {method: method for method in methods}, list(by_place.items())
@@ -236,8 +238,20 @@ def _key(line: Line, series: dict[str, str]) -> str:
     return line.name if line.name in series else line.method
 
 
-def _conditions(line: Line, without: str | None = None) -> str:
-    named = [f"{key} {words.value(value)}" for key, value in line.at.items() if key != without]
+def _varied(lines: Sequence[Line]) -> list[str]:
+    """Return the conditions under which a method was run in more ways than one.
+
+    What a method has always is part of what it is, and tells no parts of a figure apart.
+    """
+    values: dict[tuple[str, str], set[str]] = {}
+    for line in lines:
+        for name, value in line.at.items():
+            values.setdefault((line.method, name), set()).add(str(value))
+    return list(dict.fromkeys(name for (_, name), found in values.items() if len(found) > 1))
+
+
+def _conditions(line: Line, names: Sequence[str]) -> str:
+    named = [f"{name} {words.value(line.at[name])}" for name in names if name in line.at]
     return ", ".join([*named, line.variant] if line.variant else named)
 
 
@@ -253,7 +267,7 @@ def _all_lost(lines: Sequence[Line]) -> str:
 
 def _runs(lines: Sequence[Line]) -> str:
     least, most = (choose(len(line.runs) for line in lines) for choose in (min, max))
-    return f"{least if least == most else f'{least} to {most}'} runs a row."
+    return f"{words.count(most, 'run') if least == most else f'{least} to {most} runs'} a row."
 
 
 def _label(metric: Metric) -> str:
