@@ -13,7 +13,7 @@ WORKERS ?= 2
 
 help:
 	@echo "make demo    train the recipes on real digits and compare them (about 3 minutes)"
-	@echo "make test    the tests (under 5 minutes on two cores)"
+	@echo "make test    the tests (about 9 minutes on two cores)"
 	@echo "make docs    the documentation, in build/docs/index.html (under a minute)"
 	@echo "make check   format, lint, types, import floors, documentation, tests"
 	@echo "make format  let ruff rewrite what it can"
