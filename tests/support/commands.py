@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 
@@ -29,8 +30,14 @@ def one_line(result, code):
 
 
 def start(*words, **options):
+    """Start a command of its own that Ctrl-C reaches.
+
+    Tests begun in the background of a script ignore it, and so would every process of theirs.
+    """
+    code = f"import signal; signal.signal({signal.SIGINT:d}, signal.default_int_handler); "
+    python, option, main = COMMAND
     return subprocess.Popen(
-        [*COMMAND, *map(str, words)],
+        [python, option, code + main, *map(str, words)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
