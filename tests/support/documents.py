@@ -130,8 +130,7 @@ def _filterwise(arguments: list[str]) -> str:
     with (
         contextlib.redirect_stdout(printed),
         mock.patch.object(sys, "argv", ["filterwise", *arguments]),
-        # Else the help text calls the command by the test runner's name.
-        mock.patch.dict(sys.modules, {"__main__": types.ModuleType("__main__")}),
+        _another_main(),
     ):
         code: Any = 0
         try:
@@ -140,6 +139,20 @@ def _filterwise(arguments: list[str]) -> str:
             code = end.code
     assert code in (0, None), f"filterwise {shlex.join(arguments)}: exit {code}"
     return printed.getvalue()
+
+
+@contextlib.contextmanager
+def _another_main() -> Iterator[None]:
+    """Hide the test runner, by whose name the help text would call the command.
+
+    Nothing else of `sys.modules` is put back: what a command imports cannot be imported twice.
+    """
+    runner = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = runner
 
 
 def _in_this_process(path: Path, arguments: list[str]) -> str:
